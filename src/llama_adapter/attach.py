@@ -1,0 +1,143 @@
+"""Puts the mechanism on a transformers model and freezes everything else.
+
+Importing this module registers one attention function under the name `zero_init`, together with its mask function:
+without the second, transformers would drop padding masks and say nothing. No class is subclassed, nothing is patched:
+an adapted attention module is a frozen one that owns a submodule `adapter`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from llama_adapter.backbones import attention_modules, project_prompt, query_heads
+from llama_adapter.zero_init import AdapterConfig, GatedPrompt, gate_value, prompt_attention, repeat_heads
+
+ATTENTION = "zero_init"
+
+
+def zero_init_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The attention function of every layer of an adapted model, in training and in generation alike.
+
+    Args:
+        module: the attention module that calls; it carries a prompt if it has an `adapter`.
+        query: [B, H, T, D], after rotary embedding.
+        key, value: [B, G, S, D], the words' (from the cache too).
+        attention_mask: [B, 1, T, S] boolean, or None for plain causal attention.
+        scaling: multiplies the scores; the module's own when not given.
+
+    Returns:
+        [B, T, H, D] and None in the place of the attention weights.
+    """
+    scaling = module.scaling if scaling is None else scaling
+    output, weights = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    adapter = getattr(module, "adapter", None)
+    if adapter is None or not adapter.enabled:
+        return output, weights
+    if adapter.projected:
+        (prompt_key, prompt_value), gate_factor = adapter.projected, None
+    else:
+        prompt_key, prompt_value = project_prompt(module, adapter.prompt.to(query.dtype))
+        gate_factor = adapter.gate_factor()
+    return output + prompt_attention(query, prompt_key, prompt_value, gate_factor, scaling), weights
+
+
+AttentionInterface.register(ATTENTION, zero_init_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
+    """Gives the top L layers their prompts and gates and freezes all other parameters, in place.
+
+    Args:
+        model: a transformers model of a family in `backbones.FAMILIES`, of any dtype, quantised or not.
+        config: K, L and how they start.
+
+    Returns:
+        The same model. Its only trainable parameters are `...adapter.prompt` [K, C] and `...adapter.gate` [H].
+
+    Raises:
+        ValueError: the model has an adapter already, its family is unknown, or it has fewer than L layers.
+    """
+    modules = attention_modules(model)
+    if adapters(model):
+        raise ValueError("The model has an adapter already. Call detach(model) first.")
+    if config.prompt_layers > len(modules):
+        raise ValueError(
+            f"adapter.prompt_layers is {config.prompt_layers}, but the model has {len(modules)} layers. "
+            f"Choose 1 to {len(modules)}."
+        )
+    model.requires_grad_(False)
+    model.set_attn_implementation(ATTENTION)
+    for module in modules[-config.prompt_layers :]:
+        module.adapter = GatedPrompt(
+            config,
+            hidden_size=model.config.hidden_size,
+            heads=query_heads(model.config),
+            device=next(module.parameters()).device,
+        )
+    return model
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Removes the adapter: the bare frozen model again, ready for another one."""
+    for module in attention_modules(model):
+        if hasattr(module, "adapter"):
+            del module.adapter
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def adapters(model: PreTrainedModel) -> dict[int, GatedPrompt]:
+    """Prompts and gates by layer index, from the lowest adapted layer up; empty for a bare model."""
+    modules = attention_modules(model)
+    return {layer: module.adapter for layer, module in enumerate(modules) if hasattr(module, "adapter")}
+
+
+@contextmanager
+def adapter_disabled(model: PreTrainedModel) -> Iterator[None]:
+    """The frozen model, for as long as the context lasts."""
+    attached = adapters(model).values()
+    before = [adapter.enabled for adapter in attached]
+    for adapter in attached:
+        adapter.enabled = False
+    try:
+        yield
+    finally:
+        for adapter, enabled in zip(attached, before, strict=True):
+            adapter.enabled = enabled
+
+
+@contextmanager
+def prompts_projected(model: PreTrainedModel) -> Iterator[None]:
+    """Projects and gates every prompt once, for a generation of many steps. No gradient reaches prompts and gates.
+
+    The projections are dropped on leaving: kept across an optimizer step they would be stale, and nothing would say so.
+    """
+    modules = [module for module in attention_modules(model) if hasattr(module, "adapter")]
+    dtype = model.get_input_embeddings().weight.dtype
+    try:
+        with torch.no_grad():
+            for module in modules:
+                key, value = project_prompt(module, module.adapter.prompt.to(dtype))
+                gate_factor = module.adapter.gate_factor()
+                module.adapter.projected = repeat_heads(key, len(gate_factor)), gate_value(value, gate_factor)
+        yield
+    finally:
+        for module in modules:
+            module.adapter.projected = None

@@ -1,0 +1,88 @@
+"""One entry per family of frozen models: where its attention modules are and how a prompt becomes key and value.
+
+To add a family, add one entry to `FAMILIES`. It needs three facts about the transformers class: the path of its list of
+layers, the attention module inside a layer, and the names of the key and value projections. The attention module must
+call transformers' `AttentionInterface` (every current family does). The tests of the six promises run over this table.
+
+An encoder's entry differs only in those names; RoBERTa, for instance, has its layers in `encoder.layer`, the attention
+in `attention.self` and the projections `key` and `value`.
+"""
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to find and use the attention modules of one `config.model_type`.
+
+    Args:
+        layers: path from the base model (`model.base_model`) to its list of layers.
+        attention: path from a layer to the module that calls the attention function.
+        key_projection, value_projection: the frozen projections inside that module.
+    """
+
+    layers: str = "layers"
+    attention: str = "self_attn"
+    key_projection: str = "k_proj"
+    value_projection: str = "v_proj"
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),  # LLaMA 1, 2, 3 and all of their layout: grouped heads and RoPE scaling are the config's business
+    "mistral": Family(),
+    "qwen2": Family(),  # its k_proj and v_proj have biases: they belong to the projection, so prompts get them too
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The entry for a model's config.
+
+    Raises:
+        ValueError: the family is not in the table.
+    """
+    try:
+        return FAMILIES[config.model_type]
+    except KeyError:
+        raise ValueError(
+            f"No family for model_type {config.model_type!r}. Known: {', '.join(FAMILIES)}. "
+            "Add an entry to FAMILIES in llama_adapter/backbones.py."
+        ) from None
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The attention module of every layer, from the bottom up."""
+    family = family_of(model.config)
+    layers = attrgetter(family.layers)(model.base_model)
+    return [attrgetter(family.attention)(layer) for layer in layers]
+
+
+def project_prompt(module: nn.Module, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value of a prompt: the frozen projections alone, no norm and no rotary embedding (as the authors do).
+
+    Args:
+        module: an attention module of a known family.
+        prompt: [K, C], or [B, K, C] for prompts that differ by example, in the dtype the module computes in.
+
+    Returns:
+        key, value: [1 or B, G, K, D].
+    """
+    family = family_of(module.config)
+    prompt = prompt if prompt.dim() == 3 else prompt[None]
+    size = head_size(module)
+    projections = (getattr(module, name) for name in (family.key_projection, family.value_projection))
+    key, value = (projection(prompt).unflatten(-1, (-1, size)).transpose(1, 2) for projection in projections)
+    return key, value
+
+
+def head_size(module: nn.Module) -> int:
+    """D, under either of the two names transformers gives it."""
+    return module.head_dim if hasattr(module, "head_dim") else module.attention_head_size
+
+
+def query_heads(config: PretrainedConfig) -> int:
+    """H; one gate each."""
+    return config.num_attention_heads

@@ -1,0 +1,145 @@
+"""What a run watches: that only the adapter moves, how the gates open, what it would answer, and a loss that is no number."""
+
+import logging
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from llama_adapter.attach import adapters
+from llama_adapter.files import write_json
+from llama_adapter.generation import generate
+from llama_adapter.module import NonFiniteLossError
+
+log = logging.getLogger(__name__)
+
+
+class FrozenAudit(Callback):
+    """Checks once, after the second step with a learning rate above zero, that all of the adapter moved and nothing else.
+
+    The second, because stale caches show there, and because prompts behind a zero gate have no gradient in the first.
+
+    Raises:
+        RuntimeError: names the parameters that moved but are frozen, or did not move but are trained.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._steps = 0
+        self._before = {} if trainer.global_step else {n: _signature(p) for n, p in module.named_parameters()}
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        self._steps += optimizer.param_groups[0]["lr"] > 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
+        if self._steps < 2 or not self._before:
+            return
+        moved = {n: not torch.equal(_signature(p), self._before[n]) for n, p in module.named_parameters()}
+        self._before = {}
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        frozen_moved = [name for name, has_moved in moved.items() if has_moved and name not in trained]
+        trained_stuck = [name for name in trained if not moved[name]]
+        if frozen_moved:
+            raise RuntimeError(f"Frozen parameters have moved: {', '.join(frozen_moved)}.")
+        if trained_stuck:
+            raise RuntimeError(f"Trained parameters have not moved in two steps: {', '.join(sorted(trained_stuck))}.")
+        log.info("Audit after step %d: all %d trained tensors moved, none of the %d frozen ones did.",
+                 trainer.global_step, len(trained), len(moved) - len(trained))
+
+
+def _signature(parameter: Tensor) -> Tensor:
+    return torch.hash_tensor(parameter.detach())
+
+
+class GateChart(Callback):
+    """Draws tanh(gate) of every layer and head as a heat map after every epoch.
+
+    Args:
+        folder: of the run; the picture is `gates.png`, and an image of loggers that take one.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / "gates.png"
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        from llama_adapter.charts import gate_heat_map  # matplotlib takes its time to import
+
+        if not trainer.is_global_zero:
+            return
+        gates = gate_factors(module)
+        gate_heat_map(gates, self.path, title=f"Gates after {trainer.global_step} steps")
+        mean = sum(gate.abs().mean().item() for gate in gates.values()) / len(gates)
+        module.log_row({"gate/mean_magnitude": mean}, trainer.global_step)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("gates", [str(self.path)], step=trainer.global_step)
+
+
+def gate_factors(module: LightningModule) -> dict[int, Tensor]:
+    """What each adapted layer's prompts are multiplied with, [H] each, by layer."""
+    return {layer: adapter.gate_factor().detach().float().cpu() for layer, adapter in adapters(module.model).items()}
+
+
+class SampleAnswers(Callback):
+    """Answers a few fixed instructions after every epoch's validation.
+
+    Args:
+        folder: of the run; the answers go to `samples/epoch_<n>.json`.
+        records: what is asked, in the form of the task's records.
+        max_new_tokens: length limit of an answer.
+    """
+
+    def __init__(self, folder: str, *, records: list[dict[str, str]], max_new_tokens: int = 128) -> None:
+        self.folder = Path(folder) / "samples"
+        self.records = [dict(record) for record in records]
+        self.max_new_tokens = max_new_tokens
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or not self.records:
+            return
+        data = trainer.datamodule
+        prompts = [data.prompt(record) for record in self.records]
+        answers = generate(module.model, data.tokenizer, prompts, max_new_tokens=self.max_new_tokens)
+        if not trainer.is_global_zero:
+            return
+        rows = [{**record, "answer": answer} for record, answer in zip(self.records, answers, strict=True)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"epoch_{trainer.current_epoch + 1:02d}.json", rows)
+        for row in rows:
+            log.info("Epoch %d: %s -> %s", trainer.current_epoch + 1, row["instruction"], row["answer"])
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                columns = ["epoch", "instruction", "input", "answer"]
+                data = [[trainer.current_epoch + 1, *(row.get(key, "") for key in columns[1:])] for row in rows]
+                logger.log_table("samples", columns=columns, data=data, step=trainer.global_step)
+
+
+class NonFiniteReport(Callback):
+    """Writes what is needed to look into a loss that is NaN or infinite, and how to see it again.
+
+    Args:
+        folder: of the run; the report is `non_finite_loss.json`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, NonFiniteLossError) or not trainer.is_global_zero:
+            return
+        step = trainer.global_step + 1
+        report = {
+            "error": str(exception),
+            "step": step,
+            "batch": [{key: value.tolist() for key, value in batch.items()} for batch in module.step_batches],
+            "gates": {layer: gate.tolist() for layer, gate in gate_factors(module).items()},
+            "replay": f"python train.py resume={self.folder} trainer.max_steps={step}",
+        }
+        path = self.folder / "non_finite_loss.json"
+        write_json(path, report)
+        log.error("The batch, the gates and the command that replays the step are in %s.", path)
+

@@ -1,0 +1,71 @@
+"""`metrics.csv` of a run: one row per optimizer step that logged something, whole at any moment, continued on resume."""
+
+import csv
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from llama_adapter.files import whole_file
+
+
+class RunCsvLogger(Logger):
+    """Lightning's CSVLogger deletes the file of the run it continues; this one keeps the rows up to the resumed step.
+
+    Args:
+        folder: of the run; the file is `metrics.csv` with the columns `step` (optimizer steps done) and one per metric.
+        flush_every_n_rows: rows between two writes of the file; every checkpoint writes it too.
+    """
+
+    def __init__(self, folder: str, *, flush_every_n_rows: int = 50) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.flush_every_n_rows = flush_every_n_rows
+        self.rows: dict[int, dict[str, object]] = {}
+        self._unwritten = 0
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "RunCsvLogger":
+        return self
+
+    def keep_until(self, step: int) -> None:
+        """Continues the file of an interrupted run: rows after the resumed step will be written again."""
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+            self.rows = {int(row["step"]): row for row in rows if int(row["step"]) <= step}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step or 0, {"step": step or 0}).update(metrics)
+        self._unwritten += 1
+        if self._unwritten >= self.flush_every_n_rows:
+            self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        """The run folder's config.yaml holds them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        columns = ["step", *sorted({key for row in self.rows.values() for key in row} - {"step"})]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows[step] for step in sorted(self.rows))
+        self._unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()

@@ -1,0 +1,201 @@
+"""What DataModules share: the form of an example, right-padded batches, and how global batches are dealt to devices.
+
+A step is defined by its global batch alone: the same examples, whatever the number of devices and micro-batches, so the
+same run. An example is a dict with `input_ids` [T] and `labels` [T]; `labels` repeat the id where a token is trained and
+hold -100 elsewhere (the model's output at t predicts the label at t + 1).
+"""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Sampler
+
+from llama_adapter.batches import BatchConfig
+
+IGNORED = -100  # the label of a token that is not trained; what torch's cross_entropy ignores by default
+
+Example = dict[str, Tensor]
+
+
+class PaddedCollator:
+    """Right-padded batches: causality hides the padding from every real token, so attention needs no mask.
+
+    Args:
+        pad_id: fills `input_ids`; any id will do, no real token ever attends to it.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Returns `input_ids` and `labels`, [B, T] each, T the longest example's length.
+
+        A device may get no example from a small last batch; it then computes a row of padding, which trains nothing.
+        """
+        if not examples:
+            return {"input_ids": torch.full((1, 2), self.pad_id), "labels": torch.full((1, 2), IGNORED)}
+        columns = {"input_ids": self.pad_id, "labels": IGNORED}
+        return {
+            key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=fill)
+            for key, fill in columns.items()
+        }
+
+
+class EpochOrder(Sampler[int]):
+    """The order of one epoch's examples: a permutation by (seed, epoch), the same on every device.
+
+    Lightning calls `set_epoch` at the start of every epoch.
+    """
+
+    def __init__(self, examples: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.examples = examples
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            yield from range(self.examples)
+            return
+        # Two numbers into one seed: any injective map over realistic epochs will do.
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        yield from torch.randperm(self.examples, generator=generator).tolist()
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Deals every global batch to devices and micro-batches.
+
+    Every global batch, the smaller last one too, becomes exactly `accumulation` micro-batches on every device, so an
+    optimizer step always ends where a global batch ends and no gradient is left over. Some may then be empty.
+
+    Attributes:
+        start: micro-batches to leave out at the front, when a run resumes in the middle of an epoch.
+    """
+
+    def __init__(self, sampler: EpochOrder, *, global_batch_size: int, accumulation: int, rank: int, devices: int) -> None:
+        self.sampler = sampler
+        self.global_batch_size = global_batch_size
+        self.accumulation = accumulation
+        self.rank = rank
+        self.devices = devices
+        self.start = 0
+
+    def __len__(self) -> int:
+        return ceil(len(self.sampler) / self.global_batch_size) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for number in range(self.start, len(self)):
+            step, micro = divmod(number, self.accumulation)
+            batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+            yield batch[self.rank :: self.devices][micro :: self.accumulation]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that knows how far the trainer has come; Lightning saves and restores its state."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        # A generator: nothing happens before the first batch is asked for, when Lightning has set the epoch.
+        start = self.batch_sampler.start
+        self.position = start
+        for batch in super().__iter__():
+            self.position += 1
+            if self.position == len(self.batch_sampler):
+                self.batch_sampler.start = 0
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.start = state["position"]
+
+
+class ExampleDataModule(LightningDataModule):
+    """Base of the text tasks' DataModules: loaders over three lists of examples.
+
+    A subclass fills `train_dataset`, `validation_dataset` and `test_dataset` in `setup` and turns a record into the
+    text the model is asked with in `prompt`.
+
+    Args:
+        tokenizer: a `llama_adapter.tokenizer.Tokenizer`.
+        batches: sizes of batches.
+        seed: of the order of examples.
+        shuffle: whether the training examples change their order from epoch to epoch.
+    """
+
+    def __init__(self, tokenizer, *, batches: BatchConfig | None = None, seed: int = 0, shuffle: bool = True) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.batches = batches or BatchConfig()
+        self.seed = seed
+        self.shuffle = shuffle
+        self.collator = PaddedCollator(tokenizer.pad_id)
+        self.train_dataset: Sequence[Example] = []
+        self.validation_dataset: Sequence[Example] = []
+        self.test_dataset: Sequence[Example] = []
+
+    def prompt(self, record: dict[str, str]) -> str:
+        """The text a record is asked with, as in training."""
+        raise NotImplementedError(f"{type(self).__name__} must define prompt(record).")
+
+    def template_texts(self) -> dict[str, str]:
+        """The texts around a record, for the adapter's file; whoever uses the adapter must ask in the same way."""
+        return {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return ceil(len(self.train_dataset) / self.batches.global_batch_size)
+
+    def epoch_fraction(self, step: int) -> float:
+        """Epochs of examples seen before an optimizer step; what the schedule runs on."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch + step_in_epoch * self.batches.global_batch_size / len(self.train_dataset)
+
+    def epochs(self, max_epochs: int, max_steps: int = -1) -> float:
+        """Length of a run in epochs; a fraction where `max_steps` (-1: none) ends it."""
+        return float(max_epochs) if max_steps < 0 else min(max_epochs, self.epoch_fraction(max_steps))
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.validation_dataset, training=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.test_dataset, training=False)
+
+    def _loader(self, dataset: Sequence[Example], *, training: bool) -> DataLoader:
+        devices = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        micro, accumulation = self.batches.split(devices)
+        sampler = GlobalBatchSampler(
+            EpochOrder(len(dataset), shuffle=training and self.shuffle, seed=self.seed),
+            global_batch_size=self.batches.global_batch_size if training else micro * devices,
+            accumulation=accumulation if training else 1,
+            rank=rank,
+            devices=devices,
+        )
+        kind = ResumableLoader if training else DataLoader
+        return kind(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.collator,
+            num_workers=self.batches.num_workers,
+            persistent_workers=self.batches.num_workers > 0,
+        )

@@ -1,0 +1,289 @@
+"""Answers to raw text prompts: greedy, sampled or by beams, in left-padded batches, optionally streamed.
+
+The decoding loop and the key/value cache are transformers'. What is ours: every prompt of the adapter is projected once
+per call and not once per token, no setting of a checkpoint's `generation_config.json` leaks in, and the answers come
+back in the order of the prompts. Templates are the task's business, not this file's.
+
+Sampling is the authors' rule: divide the logits by the temperature, keep the most likely tokens until their total
+probability passes `top_p`, renormalise. They answer with temperature 0.1 and top_p 0.75; our default is greedy.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from llama_adapter.attach import prompts_projected
+from llama_adapter.tokenizer import Tokenizer, as_tokenizer
+
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not a whole character (yet)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer | SentencePieceProcessor | PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    stream: Callable[[int, str], None] | None = None,
+) -> list[str]:
+    """The model's answer to each prompt, without the prompt.
+
+    Args:
+        model: a causal language model of a known family, with an adapter or without.
+        tokenizer: the one that belongs to the model, of any kind that `as_tokenizer` takes.
+        prompts: raw texts; nothing is added but BOS, once, where the tokenizer has one.
+        max_new_tokens, temperature, top_p, num_beams, batch_size, seed: as in `generate_ids`.
+        stream: called with the index of a prompt and the next piece of its answer, as soon as the piece is known. The
+            pieces of one index join up to exactly the answer returned; half a character is held back.
+
+    Returns:
+        The answers, in the order of the prompts.
+
+    Raises:
+        ValueError: as `generate_ids`, or `prompts` is a single string.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string. Give a list of prompts: [prompt].")
+    tokenizer = as_tokenizer(tokenizer)
+    pieces = None if stream is None else _TextPieces(tokenizer.decode, stream, len(prompts))
+    answers = generate_ids(
+        model,
+        [tokenizer.encode(prompt, bos=True) for prompt in prompts],
+        eos_ids=tokenizer.eos_ids,
+        pad_id=tokenizer.pad_id,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        seed=seed,
+        stream=None if pieces is None else pieces.add,
+    )
+    texts = [tokenizer.decode(answer) for answer in answers]
+    if pieces is not None:
+        pieces.finish(texts)
+    return texts
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    stream: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """The new token ids for each prompt, without the prompt, EOS and padding.
+
+    Args:
+        model: a causal language model of a known family, with an adapter or without. Its mode (training or evaluation)
+            and its generation_config are the same before and after.
+        prompts: token ids, BOS included.
+        eos_ids: an answer ends before the first of these. May be empty: every answer then has `max_new_tokens`.
+        pad_id: any id of the vocabulary; it is masked wherever it fills.
+        max_new_tokens: where an answer is cut when no EOS comes.
+        temperature: 0 takes the most likely token (`top_p` then does nothing), above 0 samples.
+        top_p: from 0 (only the most likely token) to 1 (all of them).
+        num_beams: above 1 searches with that many beams; not together with a temperature.
+        batch_size: prompts decoded together, of similar length; None decodes all at once.
+        seed: makes sampling repeatable, and leaves the global random state as it was. The same seed draws other samples
+            with another `batch_size`.
+        stream: called with the index of a prompt and its next id, each step.
+
+    Returns:
+        The new ids, in the order of the prompts.
+
+    Raises:
+        ValueError: a setting out of range or of two that exclude each other; a prompt that is empty, too long for the
+            model, or not of its vocabulary.
+    """
+    _check_settings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        streamed=stream is not None,
+    )
+    _check_prompts(prompts, model.config, max_new_tokens)
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        eos_token_id=list(eos_ids) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+        **(sampling if temperature > 0 else {"do_sample": False}),
+    )
+    longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    batch_size = batch_size or max(len(prompts), 1)
+    answers: list[list[int]] = [[] for _ in prompts]
+    # not inference_mode: a rotary embedding that grows with the input would keep its tensors, unusable in training
+    with _ready_to_generate(model), _seeded(seed, model.device), torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            indices = longest_first[start : start + batch_size]
+            input_ids, attention_mask = _left_padded([prompts[index] for index in indices], pad_id)  # [B, T] each
+            output = model.generate(
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                streamer=None if stream is None else _IdStreamer(indices, eos_ids, stream),
+            )
+            new_ids = output[:, input_ids.shape[1] :].tolist()
+            for index, ids in zip(indices, new_ids, strict=True):
+                answers[index] = _until_eos(ids, eos_ids)
+    return answers
+
+
+def _check_settings(
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    num_beams: int,
+    batch_size: int | None,
+    streamed: bool,
+) -> None:
+    for key, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams), ("batch_size", batch_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be a finite number of at least 0, got {temperature}. 0 takes the most likely token."
+        )
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p must be between 0 and 1, got {top_p}. 1 keeps every token.")
+    if num_beams > 1 and temperature > 0:
+        raise ValueError(
+            f"num_beams is {num_beams} and temperature is {temperature}, but beams are not sampled. "
+            "Set temperature=0 or num_beams=1."
+        )
+    if num_beams > 1 and streamed:
+        raise ValueError(
+            f"num_beams is {num_beams}, but beams cannot be streamed: their answer is known only at the end. "
+            "Leave stream out or set num_beams=1."
+        )
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], config: PretrainedConfig, max_new_tokens: int) -> None:
+    for index, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"Prompt {index} has no tokens. Give it some text, or a BOS token.")
+        if len(prompt) + max_new_tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"Prompt {index} has {len(prompt)} tokens, and max_new_tokens is {max_new_tokens}, but the model has "
+                f"{config.max_position_embeddings} positions. Shorten the prompt or lower max_new_tokens."
+            )
+        if max(prompt) >= config.vocab_size:
+            raise ValueError(
+                f"Prompt {index} holds the id {max(prompt)}, but the model's vocabulary has {config.vocab_size} ids. "
+                "Use the tokenizer that belongs to the model."
+            )
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask, [B, T] each. The ends line up, so that every row's next token is the next column."""
+    length = max(map(len, prompts))
+    input_ids = torch.tensor([[pad_id] * (length - len(prompt)) + list(prompt) for prompt in prompts])
+    attention_mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return input_ids, attention_mask
+
+
+def _until_eos(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
+    ends = (position for position, token in enumerate(ids) if token in eos_ids)
+    return ids[: next(ends, len(ids))]
+
+
+@contextmanager
+def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, prompts projected and a blank generation_config, for as long as the context lasts."""
+    training = [module for module in model.modules() if module.training]
+    generation_config = model.generation_config
+    model.eval()
+    # transformers fills what a call leaves open from the checkpoint's own: penalties, min_p, a max_length.
+    model.generation_config = GenerationConfig()
+    try:
+        with prompts_projected(model):
+            yield
+    finally:
+        model.generation_config = generation_config
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` on the CPU and on this device alone; the state from before comes back afterwards."""
+    if seed is None:
+        yield
+        return
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+class _IdStreamer(BaseStreamer):
+    """Hands each row's new id to `stream` under the index of its prompt, up to the row's EOS."""
+
+    def __init__(self, indices: Sequence[int], eos_ids: Sequence[int], stream: Callable[[int, int], None]) -> None:
+        self.indices = indices
+        self.eos_ids = eos_ids
+        self.stream = stream
+        self.finished: set[int] = set()
+
+    def put(self, value: Tensor) -> None:
+        if value.dim() == 2:  # the prompts, which transformers hands over first
+            return
+        for index, token in zip(self.indices, value.tolist(), strict=True):
+            if token in self.eos_ids:
+                self.finished.add(index)
+            if index not in self.finished:
+                self.stream(index, token)
+
+    def end(self) -> None:
+        """Nothing is held back at this level."""
+
+
+class _TextPieces:
+    """Decodes the ids of several answers as they come and passes on what is new and whole."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stream: Callable[[int, str], None], answers: int) -> None:
+        self.decode = decode
+        self.stream = stream
+        self.ids: list[list[int]] = [[] for _ in range(answers)]
+        self.sent = [0] * answers  # characters
+
+    def add(self, index: int, token: int) -> None:
+        # All of the ids again: a piece's text depends on the pieces before it (the first one loses its blank).
+        self.ids[index].append(token)
+        self._send(index, self.decode(self.ids[index]).rstrip(REPLACEMENT))
+
+    def finish(self, texts: Sequence[str]) -> None:
+        for index, text in enumerate(texts):
+            self._send(index, text)
+
+    def _send(self, index: int, text: str) -> None:
+        if len(text) > self.sent[index]:
+            self.stream(index, text[self.sent[index] :])
+            self.sent[index] = len(text)

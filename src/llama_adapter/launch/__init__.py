@@ -1,0 +1,1 @@
+"""From configuration to objects: the only part of the package that knows Hydra."""

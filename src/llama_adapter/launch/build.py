@@ -1,0 +1,244 @@
+"""Configuration to objects, and the checks that join two nodes: all of them before any weight is loaded."""
+
+import importlib.util
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from llama_adapter.launch.schema import ModelConfig, check_keys
+from llama_adapter.plan import Architecture, Plan, difference, make_plan
+
+
+def node(config: DictConfig, name: str, **values: object) -> object:
+    """Builds one node from plain values.
+
+    Args:
+        config: the parent.
+        name: of the node.
+        values: further arguments, handed over as they are (Hydra would turn a dataclass into a config).
+
+    Raises:
+        ValueError: an argument that the constructor does not have; or the constructor's own error.
+    """
+    try:
+        factory = instantiate(config[name], _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise ValueError(f"{name}: {error}") from error
+    try:
+        return factory(**values)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(f"{name}: {error}.") from error
+
+
+def model_config(config: DictConfig) -> ModelConfig:
+    """The model's node, its architecture as a plain dataclass."""
+    values = OmegaConf.to_container(config.model, resolve=True)
+    values.pop("_target_")
+    return ModelConfig(**{**values, "architecture": Architecture(**values["architecture"])})
+
+
+def device_count(config: DictConfig) -> int:
+    """Devices over all nodes, from the trainer's node.
+
+    Raises:
+        ValueError: `devices` is neither a number nor a list.
+    """
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    if isinstance(devices, ListConfig):
+        return len(devices) * nodes
+    if isinstance(devices, int) and devices > 0:
+        return devices * nodes
+    raise ValueError(f"trainer.devices is {devices!r}. Give their number, or a list of their indices.")
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """From the weights' folder where it is there, else from the config file.
+
+    Raises:
+        FileNotFoundError: neither says it.
+        ValueError: they disagree.
+    """
+    if not Path(model.path).is_dir():
+        if model.architecture.layers:
+            return model.architecture
+        raise FileNotFoundError(missing_weights(model))
+    from llama_adapter.loading import backbone_config  # transformers takes seconds to import
+
+    found = Architecture.from_config(backbone_config(model.path))
+    differing = difference(found, vars(model.architecture)) if model.architecture.layers else ""
+    if differing:
+        raise ValueError(
+            f"The weights in {model.path} are not {model.name}: {differing}. "
+            "Set model.path to its folder, or choose the model that belongs to the weights."
+        )
+    return found
+
+
+def missing_weights(model: ModelConfig) -> str:
+    """What to do when the weights of a model are not there."""
+    return (
+        f"No weights of {model.name} at {model.path}. Set model.path=<folder> (Hugging Face layout, or Meta's with "
+        "params.json), or LLAMA_ADAPTER_WEIGHTS to the folder that holds it."
+    )
+
+
+def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Plan:
+    """The plan of a run.
+
+    Args:
+        config: composed.
+        examples, tokens_per_example: of the data that was read; without them what the task's file says of it.
+
+    Raises:
+        ValueError, FileNotFoundError: something in the configuration does not fit together.
+    """
+    check_keys(config)
+    _check_in_process_sweep(config)
+    model = model_config(config)
+    return make_plan(
+        model=model.name,
+        architecture=architecture_of(model),
+        hardware=node(config, "hardware"),
+        adapter=node(config, "adapter"),
+        batches=node(config, "data"),
+        optimizer=node(config, "optimizer"),
+        devices=device_count(config),
+        max_epochs=config.trainer.max_epochs,
+        max_steps=config.trainer.max_steps,
+        examples=config.task.examples if examples is None else examples,
+        tokens_per_example=config.task.tokens_per_example if tokens_per_example is None else tokens_per_example,
+        max_length=config.task.data.max_length,
+        dtype=model.dtype,
+        quantization=model.quantization,
+    )
+
+
+def _check_in_process_sweep(config: DictConfig) -> None:
+    """Lightning starts the other devices by repeating the command line: each would run a sweep of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN or device_count(config) == 1:
+        return
+    raise ValueError(
+        f"A sweep in one process cannot use {device_count(config)} devices: every one of them would run its own sweep. "
+        "Use trainer.devices=1, or start one run per setting."
+    )
+
+
+def tokenizer(config: DictConfig):
+    """The model's tokenizer.
+
+    Raises:
+        FileNotFoundError: it is not there; says what to set.
+    """
+    from llama_adapter.loading import is_hub_id
+    from llama_adapter.tokenizer import load_tokenizer
+
+    model = model_config(config)
+    path = Path(model.tokenizer)
+    if not path.exists() and not is_hub_id(model.tokenizer):
+        raise FileNotFoundError(f"No tokenizer at {path}. Set model.tokenizer=<file or folder>. {missing_weights(model)}")
+    return load_tokenizer(model.tokenizer)
+
+
+def data_module(config: DictConfig, tokenizer):
+    """The task's DataModule, set up: the data is read and encoded."""
+    data = node(config.task, "data", tokenizer=tokenizer, batches=node(config, "data"), seed=config.seed)
+    data.setup()
+    return data
+
+
+def backbone(config: DictConfig, tokenizer):
+    """The frozen model.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+        ValueError: the tokenizer has ids that the model has no embedding for.
+    """
+    from llama_adapter.loading import backbone_config, is_hub_id, load_backbone
+
+    model = model_config(config)
+    if not Path(model.path).is_dir() and not is_hub_id(model.path):
+        raise FileNotFoundError(missing_weights(model))
+    vocabulary = backbone_config(model.path).vocab_size
+    if tokenizer.vocabulary_size > vocabulary:
+        raise ValueError(
+            f"The tokenizer {model.tokenizer} has {tokenizer.vocabulary_size} ids, but {model.name} has "
+            f"{vocabulary} embeddings. Set model.tokenizer to the model's own tokenizer."
+        )
+    return load_backbone(model.path, dtype=model.dtype, quantization=model.quantization)
+
+
+def adapted_backbone(config: DictConfig, tokenizer):
+    """The model with the adapter at `adapter_path`, checked before any weight is loaded; bare when that is null.
+
+    Raises:
+        ValueError: the adapter is of another backbone, or not whole.
+    """
+    from llama_adapter.adapter_file import check_compatible, read_adapter
+    from llama_adapter.checkpoint import load_adapter
+    from llama_adapter.fingerprint import fingerprint_of_path
+    from llama_adapter.loading import backbone_config
+
+    if not config.adapter_path:
+        return backbone(config, tokenizer)
+    if Path(config.adapter_path).suffix == ".pth":  # the authors' files do not say what they belong to
+        adapter = node(config, "adapter")
+        return load_adapter(
+            backbone(config, tokenizer),
+            config.adapter_path,
+            prompt_layers=adapter.prompt_layers,
+            gate_activation=adapter.gate_activation,
+        )
+    adapter, path = read_adapter(config.adapter_path), model_config(config).path
+    if Path(path).is_dir():
+        check_compatible(adapter, backbone_config(path), fingerprint_of_path(path))
+    return load_adapter(backbone(config, tokenizer), config.adapter_path)
+
+
+def evaluation_trainer(config: DictConfig):
+    """A Lightning Trainer that only tests: nothing is logged or saved."""
+    _check_strategy(config)
+    return node(config, "trainer", logger=False, enable_checkpointing=False)
+
+
+def trainer(config: DictConfig, plan: Plan, *, resumed_step: int | None = None):
+    """The Lightning Trainer with its callbacks and loggers.
+
+    Args:
+        config: composed.
+        plan: for the accumulation.
+        resumed_step: where a resumed run goes on; its CSV rows up to there are kept.
+
+    Raises:
+        ValueError: the strategy or the logger is not available.
+    """
+    _check_strategy(config)
+    if "wandb" in config.logger and importlib.util.find_spec("wandb") is None:
+        raise ValueError('logger=wandb needs the package wandb: pip install wandb, or use logger=csv.')
+    loggers = [node(config.logger, name) for name in config.logger]
+    if resumed_step is not None:
+        for logger in loggers:
+            if hasattr(logger, "keep_until"):
+                logger.keep_until(resumed_step)
+    return node(
+        config,
+        "trainer",
+        accumulate_grad_batches=plan.accumulation,
+        callbacks=[node(config.callbacks, name) for name in config.callbacks],
+        logger=loggers,
+    )
+
+
+def _check_strategy(config: DictConfig) -> None:
+    strategy = config.trainer.get("strategy")
+    if isinstance(strategy, DictConfig) and strategy._target_.endswith("ModelParallelStrategy"):
+        raise ValueError(
+            "trainer.strategy is FSDP2 (ModelParallelStrategy), which can be planned (plan=true) but not run yet. "
+            "trainer=8xa100_ddp trains the same on the same devices: every one of them holds the whole frozen model."
+        )

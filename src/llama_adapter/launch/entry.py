@@ -1,0 +1,149 @@
+"""The frame around both scripts: run folders that are named again, and errors that end in one sentence."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from llama_adapter.launch.schema import register_schemas, suggestion
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+ONE_SENTENCE = "LLAMA_ADAPTER_ONE_SENTENCE"  # set by us, so that the processes of other devices know it was not the user
+
+
+def run(main: Callable[[], None], *, restore: str) -> None:
+    """Runs a Hydra main function.
+
+    Args:
+        main: decorated with `hydra.main`.
+        restore: the key whose value may be a run folder, whose overrides are then put before the typed ones:
+            `resume` continues in that folder, `adapter_path` only reads from it.
+
+    An error becomes one sentence and exit status 1, unless the user has set HYDRA_FULL_ERROR=1. A run that was told to
+    stop exits with 128 plus the signal's number, as shells expect.
+    """
+    os.environ.setdefault("PROJECT_ROOT", str(Path(sys.argv[0]).resolve().parent))
+    wants_trace = os.environ.get(FULL_ERROR) == "1" and ONE_SENTENCE not in os.environ
+    if not wants_trace:
+        os.environ[FULL_ERROR] = os.environ[ONE_SENTENCE] = "1"  # hydra then leaves the error to us
+    register_schemas()
+    try:
+        sys.argv[1:] = restored_arguments(sys.argv[1:], restore)
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        number = getattr(error, "signal_number", None)
+        if number is not None:
+            sys.exit(128 + number)
+        if wants_trace:
+            raise
+        sys.stdout.flush()
+        sys.stderr.write(f"\nerror: {sentence(error)}\n")
+        sys.exit(1)
+
+
+def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
+    """The command line with the overrides of the run folder that `key` names put in front.
+
+    Args:
+        arguments: as typed.
+        key: `resume` or `adapter_path`.
+
+    Raises:
+        FileNotFoundError: `resume` names no run folder.
+    """
+    arguments = list(arguments)
+    typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    value = typed.get(key)
+    if value in (None, "null", ""):
+        return arguments
+    folder = Path(value.strip("'\""))
+    stored = folder / ".hydra" / "overrides.yaml"
+    if not stored.is_file():
+        if key == "resume":
+            raise FileNotFoundError(f"resume={folder} is no run folder: it has no .hydra/overrides.yaml.")
+        return arguments
+    names = {_name(name) for name in typed}
+    kept = [o for o in OmegaConf.load(stored) if _name(o.split("=", 1)[0]) not in {*names, "resume", "plan"}]
+    if key == "resume":
+        arguments.append(f"hydra.run.dir={_quoted(folder)}")
+    return kept + arguments
+
+
+def _name(key: str) -> str:
+    return key.lstrip("+~")
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, on one line, in the user's words."""
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return f"Cannot read the argument {error.override!r}: {_first_line(error)}"
+    if isinstance(error, ConfigCompositionException):
+        return _composition(error)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {_first_line(error)}"
+    if isinstance(error, (ValueError, OSError, ArithmeticError, HydraException, OmegaConfBaseException)):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {' '.join(str(error).split())} Set {FULL_ERROR}=1 to see where it comes from."
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _missing_option(error) -> str:
+    options = sorted(error.options or [])
+    match = re.search(r"'([^']+)'", str(error).split("Could not")[-1])
+    group, _, given = (match[1] if match else str(error.missing_cfg_file)).rpartition("/")
+    options = [option for option in options if option not in ("schema",)] or _files_of(group)
+    return f"{group}={given} does not exist. Choose {', '.join(options)}.{suggestion(given, options)}"
+
+
+def _files_of(group: str) -> list[str]:
+    folder = Path(os.environ["PROJECT_ROOT"]) / "conf" / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _composition(error) -> str:
+    cause, message = error.__cause__, " ".join(str(error).split())
+    match = re.search(r"Could not override '([^']+)'", message)
+    if match is None:
+        return message
+    key = match[1]
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError", "ConfigTypeError"):
+        return f"Unknown key {key!r}.{suggestion(key, known_keys())}"
+    return f"{key}: {_first_line(cause or error)}"
+
+
+def known_keys() -> list[str]:
+    """Every key of the default configuration, dotted."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(Path(os.environ["PROJECT_ROOT"]) / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train"), resolve=False)
+    keys: list[str] = []
+
+    def collect(node: dict, prefix: str) -> None:
+        for key, value in node.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}.")
+
+    collect(config, "")
+    return keys

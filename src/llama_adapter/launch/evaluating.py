@@ -1,0 +1,53 @@
+"""One task's evaluation of an adapter file, from its check to its metrics."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from llama_adapter.attach import adapter_disabled, adapters
+from llama_adapter.files import write_json
+from llama_adapter.launch import build
+from llama_adapter.launch.report import metrics_table
+from llama_adapter.launch.schema import check_keys
+from llama_adapter.launch.training import score, start
+from llama_adapter.module import AdapterModule
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
+    """Scores the adapter at `adapter_path`, or answers the file `instructions` with it.
+
+    The adapter is checked against the backbone before any weight is loaded.
+
+    Args:
+        config: composed.
+        folder: gets `metrics.json` and `generations.jsonl`.
+
+    Returns:
+        The metrics; empty when instructions were answered.
+    """
+    check_keys(config)
+    start(config.seed)
+    tokenizer = build.tokenizer(config)
+    data = build.data_module(config, tokenizer)
+    evaluation = build.node(config.task, "evaluation")
+    model = build.adapted_backbone(config, tokenizer)
+
+    if config.instructions:
+        count = evaluation.answer(model, data, config.instructions, folder)
+        log.info("%d answers are in %s.", count, folder / "generations.jsonl")
+        return {}
+
+    trainer = build.evaluation_trainer(config)
+    module = AdapterModule(model)
+    metrics = {}
+    if adapters(model):
+        metrics |= score(trainer, module, data)
+    with adapter_disabled(model):
+        metrics |= {name.replace("/", "/frozen_"): value for name, value in score(trainer, module, data).items()}
+    metrics |= evaluation(model, data, folder)
+    write_json(folder / "metrics.json", metrics)
+    log.info("\n%s\n\nWritten to %s.", metrics_table(metrics), folder)
+    return metrics

@@ -1,0 +1,98 @@
+"""A training run from beginning to end: build, fit, score, write."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning
+from omegaconf import DictConfig
+
+from llama_adapter.attach import attach
+from llama_adapter.charts import loss_curve
+from llama_adapter.checkpoint import save_adapter
+from llama_adapter.run_checkpoint import newest_checkpoint
+from llama_adapter.files import write_json
+from llama_adapter.launch import build
+from llama_adapter.launch.report import metrics_table
+from llama_adapter.launch.run_folder import open_folder
+from llama_adapter.module import AdapterModule
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, float]:
+    """Trains, scores and saves one adapter.
+
+    Args:
+        config: composed.
+        folder: of the run.
+        typed: the overrides of the command line.
+
+    Returns:
+        The final metrics, as they stand in `metrics.json`.
+    """
+    open_folder(config, folder, typed)
+    resumed = newest_checkpoint(folder / "checkpoints") if config.resume else None
+    start(config.seed)
+
+    tokenizer = build.tokenizer(config)
+    data = build.data_module(config, tokenizer)
+    plan = build.plan_run(
+        config,
+        examples=len(data.train_dataset),
+        tokens_per_example=data.train_dataset.tokens / len(data.train_dataset),
+    )
+    log.info("%s\n", plan)
+    evaluation = build.node(config.task, "evaluation")
+    trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
+    model = attach(build.backbone(config, tokenizer), build.node(config, "adapter"))
+    module = AdapterModule(model, build.node(config, "optimizer"))
+    if resumed:
+        log.info("Resuming after step %d from %s.", resumed[1], resumed[0])
+
+    try:
+        # Our own file with optimizer and loop states, which torch cannot read as weights alone.
+        trainer.fit(module, data, ckpt_path=resumed[0] if resumed else None, weights_only=False if resumed else None)
+        if module.validated_step < trainer.global_step and len(data.validation_dataset):
+            trainer.validate(module, data, verbose=False)  # the run ended within an epoch
+        if len(data.test_dataset):
+            score(trainer, module, data)
+        metrics = dict(module.summary)
+        if trainer.is_global_zero:
+            save_adapter(
+                model,
+                folder,
+                task=config.task.name,
+                template=data.template_texts(),
+                backbone=config.model.name,
+                metrics=metrics,
+            )
+        metrics |= evaluation(model, data, folder)
+    finally:
+        for logger in trainer.loggers:
+            logger.finalize("success")
+    if trainer.is_global_zero:
+        loss_curve(folder / "metrics.csv", folder / "loss.png")
+        write_json(folder / "metrics.json", metrics)
+        log.info("\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, loss.png, gates.png",
+                 metrics_table(metrics), folder)
+    return metrics
+
+
+def start(seed: int) -> None:
+    """Seeds every generator, and leaves Lightning its warnings but not its tips and lists of devices."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode at the start of training",  # a frozen model is meant to be: its dropout is off
+        ".*does not have many workers",  # examples are encoded already; workers would only cost memory
+        ".*LeafSpec.*",  # between Lightning and torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def score(trainer: lightning.Trainer, module: AdapterModule, data) -> dict[str, float]:
+    """Loss and perplexity on the test part, or on the validation part where there is no test."""
+    run = trainer.test if len(data.test_dataset) else trainer.validate
+    return run(module, data, verbose=False)[0]

@@ -1,0 +1,181 @@
+"""The one LightningModule: a frozen model with an adapter, its loss, its optimizer and what a checkpoint holds.
+
+The loss is per response token over the global batch. No micro-batch knows that number, so gradients are summed and
+divided once, before the step: the result does not depend on how a batch was cut into micro-batches and devices.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from llama_adapter.data import IGNORED
+from llama_adapter.optim import OptimizerConfig, schedule
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or a gradient is NaN or infinite. Raised before the optimizer step, so the adapter is still good."""
+
+
+def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross entropy summed over the trained tokens of a right-padded batch, in nats, and their number.
+
+    Args:
+        model: a causal LM.
+        batch: `input_ids` and `labels`, [B, T] each; the output at t predicts the label at t + 1.
+
+    Returns:
+        Two scalars; the loss in float32. The head runs at the trained positions only.
+    """
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)             # [B, T], the label each output predicts
+    trained = targets != IGNORED
+    # No attention_mask: padding is on the right, where causal attention never looks, and the kernel stays `is_causal`.
+    logits = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained).logits  # [trained, vocabulary]
+    return F.cross_entropy(logits.float(), targets[trained], reduction="sum"), trained.sum()
+
+
+class AdapterModule(LightningModule):
+    """Trains the adapter of an attached model.
+
+    Rows of metrics go to the loggers under the number of optimizer steps done so far, so a resumed run writes the rows
+    of the uninterrupted one.
+
+    Args:
+        model: from `attach`; its only trainable parameters are the adapter's.
+        optimizer: learning rate, schedule and weight decay.
+    """
+
+    strict_loading = False  # a checkpoint holds the adapter alone; `on_load_checkpoint` checks its keys
+
+    def __init__(self, model: PreTrainedModel, optimizer: OptimizerConfig | None = None) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.validation_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+        self.step_batches: list[dict[str, Tensor]] = []  # the micro-batches of the current step, for a report
+        self.summary: dict[str, float] = {}  # the last value of every metric; a resumed run knows it too
+        self.validated_step = -1  # optimizer steps done at the last validation
+        self._epoch_sums = [0.0, 0.0]  # loss and response tokens of this epoch, over all devices
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self._trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self._reset_step_sums()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss, tokens = response_loss(self.model, batch)
+        self._step_sums += torch.stack((loss.detach().double(), tokens))
+        self.step_batches.append(batch)
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        devices = self.trainer.world_size
+        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum") if devices > 1 else self._step_sums
+        loss_sum, tokens = sums.tolist()
+        self._reset_step_sums()
+        loss = loss_sum / max(tokens, 1.0)
+        gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
+        torch._foreach_mul_(gradients, devices / max(tokens, 1.0))  # DDP and FSDP average over devices: undo that
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        step = self.global_step + 1
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"Step {step} has a loss of {loss} and a gradient norm of {norm}. The adapter was not changed by it."
+            )
+        self.step_batches.clear()
+        self._epoch_sums[0] += loss_sum
+        self._epoch_sums[1] += tokens
+        self.summary["train/loss"] = loss
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        if step % self.trainer.log_every_n_steps == 0:
+            row = {
+                "train/loss": loss,
+                "train/gradient_norm": norm,
+                "train/learning_rate": optimizer.param_groups[0]["lr"],
+                "train/response_tokens": tokens,
+            }
+            self.log_row(row, step)
+
+    def on_train_epoch_end(self) -> None:
+        loss_sum, tokens = self._epoch_sums
+        self._epoch_sums = [0.0, 0.0]
+        self._log_summary({"train/epoch_loss": loss_sum / max(tokens, 1.0)})
+
+    def _reset_step_sums(self) -> None:
+        # float64: exact for the counts, and no rounding when many micro-batches are added
+        self._step_sums = torch.zeros(2, device=self.device, dtype=torch.float64)
+
+    # --- validation and test ----------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._update(self.validation_loss, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_loss("val", self.validation_loss)
+        self.validated_step = self.global_step
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._update(self.test_loss, batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_loss("test", self.test_loss)
+
+    def _update(self, metric: MeanMetric, batch: dict[str, Tensor]) -> None:
+        loss, tokens = response_loss(self.model, batch)
+        if tokens:
+            metric.update(loss / tokens, tokens)
+
+    def _log_loss(self, name: str, metric: MeanMetric) -> None:
+        loss = metric.compute().item()
+        metric.reset()
+        # exp overflows beyond 709 nats, where a perplexity says nothing any more
+        self._log_summary({f"{name}/loss": loss, f"{name}/perplexity": math.exp(min(loss, 700.0))})
+
+    # --- logging ----------------------------------------------------------------------------------------------------
+
+    def log_row(self, metrics: dict[str, float], step: int) -> None:
+        """One row to every logger, under the number of optimizer steps done."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def _log_summary(self, metrics: dict[str, float]) -> None:
+        self.summary |= metrics
+        self.log_dict(metrics, prog_bar=True, logger=False)  # for callbacks and the progress bar
+        if self.trainer.state.fn == "fit":
+            self.log_row(metrics | {"epoch": self.current_epoch}, self.global_step)
+
+    # --- optimizer --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict:
+        config, data = self.optimizer_config, self.trainer.datamodule
+        peak = config.learning_rate(data.batches.global_batch_size)
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trainable, lr=peak, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        # Not `trainer.estimated_stepping_batches`: it makes the loader, before Lightning has restored its position.
+        epochs = data.epochs(self.trainer.max_epochs, self.trainer.max_steps)
+        factor = schedule(config, peak=peak, epochs=epochs, epoch_fraction=data.epoch_fraction)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        names = self._trainable_names()
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in names}
+        checkpoint["progress"] = (dict(self.summary), self.validated_step, list(self._epoch_sums))
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        differing = sorted(set(checkpoint["state_dict"]) ^ set(self._trainable_names()))
+        if differing:
+            raise ValueError(f"The checkpoint is of another adapter: only one of the two has {differing[0]}.")
+        self.summary, self.validated_step, self._epoch_sums = checkpoint["progress"]
+
+    def _trainable_names(self) -> list[str]:
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

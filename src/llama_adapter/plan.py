@@ -1,0 +1,274 @@
+"""The arithmetic of a run before it starts: parameters, steps, learning rate and memory, from shapes alone.
+
+Nothing is loaded: the numbers come from the configuration, so a run on eight devices can be planned on a laptop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import ceil
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5}  # per weight of a quantised projection; scales add a few per cent
+
+
+@dataclass
+class Architecture:
+    """The shape of a decoder, as far as its parameters and memory depend on it.
+
+    Args:
+        hidden_size: C.
+        intermediate_size: width of the MLP.
+        layers: N.
+        heads: H.
+        key_value_heads: G; fewer than H where they are grouped.
+        head_size: D.
+        vocabulary_size: V.
+        tied_embeddings: whether the head is the embedding.
+        projection_biases: biases on query, key and value (Qwen2).
+        max_positions: the longest sequence it was made for.
+    """
+
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    layers: int = 0
+    heads: int = 0
+    key_value_heads: int = 0
+    head_size: int = 0
+    vocabulary_size: int = 0
+    tied_embeddings: bool = False
+    projection_biases: bool = False
+    max_positions: int = 0
+
+    @classmethod
+    def from_config(cls, config) -> "Architecture":
+        """From a transformers config."""
+        return cls(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            key_value_heads=config.num_key_value_heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocabulary_size=config.vocab_size,
+            tied_embeddings=config.tie_word_embeddings,
+            projection_biases=config.model_type == "qwen2" or getattr(config, "attention_bias", False),
+            max_positions=config.max_position_embeddings,
+        )
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's projections: what quantisation packs."""
+        attention = self.hidden_size * self.head_size * (2 * self.heads + 2 * self.key_value_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def parameters(self) -> int:
+        biases = self.head_size * (self.heads + 2 * self.key_value_heads) if self.projection_biases else 0
+        embeddings = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        norms = (2 * self.layers + 1) * self.hidden_size
+        return self.layers * (self.layer_weights + biases) + embeddings + norms
+
+
+@dataclass
+class Hardware:
+    """What the devices of a trainer are.
+
+    Args:
+        name: for people.
+        memory_gib: memory of one device; 0 when it is not known.
+        shards_weights: whether the frozen weights are divided among the devices (FSDP2) or whole on each.
+    """
+
+    name: str = ""
+    memory_gib: float = 0.0
+    shards_weights: bool = False
+
+
+@dataclass
+class Plan:
+    """What a run will do; `str(plan)` is what is printed before it."""
+
+    model: str
+    architecture: Architecture
+    hardware: Hardware
+    prompt_length: int
+    prompt_layers: int
+    devices: int
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    base_learning_rate: float
+    learning_rate: float
+    warmup_epochs: float
+    epochs: float
+    examples: int
+    tokens_per_example: float
+    max_length: int
+    steps_per_epoch: int
+    steps: int
+    dtype: str
+    quantization: str | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """K x L x C prompts and L x H gates."""
+        return self.prompt_layers * (self.prompt_length * self.architecture.hidden_size + self.architecture.heads)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes on one device while training, by part; an estimate for the longest batch, without fragmentation.
+
+        Activations count what autograd keeps of each adapted layer of transformers' decoders: frozen projections keep
+        nothing (their gradient needs the weight alone), so it is the two norms' float32 inputs, query, key, value and
+        output of the attention, the softmax over the prompts, and gate, activation and product of the MLP. Layers
+        below the adapted ones keep nothing.
+        """
+        shape, size = self.architecture, DTYPE_BYTES[self.dtype]
+        packed = shape.layers * shape.layer_weights
+        weights = (shape.parameters - packed) * size + packed * QUANTIZED_BYTES.get(self.quantization, size)
+        if self.hardware.shards_weights:
+            weights = weights / self.devices + 2 * shape.layer_weights * size  # two layers are gathered at a time
+        attention_width = shape.heads * shape.head_size
+        per_token = (
+            2 * 4 * shape.hidden_size
+            + size * (3 * attention_width + 2 * shape.key_value_heads * shape.head_size)
+            + shape.heads * self.prompt_length * (8 + size)
+            + 3 * size * shape.intermediate_size
+        )
+        tokens = self.micro_batch_size * self.max_length
+        answer_share = 0.5  # half of an example's tokens are trained, more or less; logits exist for those alone
+        return {
+            "weights": weights,
+            "activations": self.prompt_layers * per_token * tokens,
+            "logits": answer_share * tokens * shape.vocabulary_size * (2 * 4 + 2 * size),
+            "adapter and optimizer": self.trainable_parameters * 4 * 4,  # value, gradient and AdamW's two moments
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The plan as pairs of a title and its text."""
+        shape, memory = self.architecture, self.memory()
+        total = sum(memory.values())
+        parts = ", ".join(f"{name} {value / GIB:.2f}" for name, value in memory.items())
+        room = f" of {self.hardware.memory_gib:g}" if self.hardware.memory_gib else ""
+        frozen = f"{shape.parameters:,} frozen in {self.quantization or self.dtype}"
+        warmup = f"warm-up {self.warmup_epochs:g} of {self.epochs:.3g} epochs"
+        return [
+            ("model", f"{self.model}: {frozen}"),
+            (
+                "trainable parameters",
+                f"{self.trainable_parameters:,} (K={self.prompt_length}, L={self.prompt_layers} of {shape.layers} layers), "
+                f"total {shape.parameters + self.trainable_parameters:,}",
+            ),
+            (
+                "global batch",
+                f"{self.global_batch_size} = {self.devices} devices x {self.micro_batch_size} examples x "
+                f"{self.accumulation} accumulated",
+            ),
+            (
+                "learning rate",
+                f"{self.learning_rate:.4g} (base {self.base_learning_rate:g} x {self.global_batch_size} / 256), {warmup}",
+            ),
+            ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} per epoch of {self.examples:,} examples)"),
+            (
+                "tokens per step",
+                f"about {self.global_batch_size * self.tokens_per_example:,.0f} "
+                f"({self.tokens_per_example:.1f} per example, at most {self.max_length})",
+            ),
+            ("memory per device", f"about {total / GIB:.2f}{room} GiB ({parts})"),
+            *(("warning", warning) for warning in self.warnings),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{title:<20}  {text}" for title, text in self.lines())
+
+
+def make_plan(
+    *,
+    model: str,
+    architecture: Architecture,
+    hardware: Hardware,
+    adapter,
+    batches,
+    optimizer,
+    devices: int,
+    max_epochs: int,
+    max_steps: int,
+    examples: int,
+    tokens_per_example: float,
+    max_length: int,
+    dtype: str,
+    quantization: str | None,
+) -> Plan:
+    """Joins what the nodes of a configuration say, and refuses what does not fit together.
+
+    Args:
+        model: its name, for messages.
+        adapter, batches, optimizer: the `AdapterConfig`, `BatchConfig` and `OptimizerConfig` of the run.
+        devices: over all nodes.
+        max_epochs, max_steps: as Lightning takes them; a `max_steps` of -1 sets no limit.
+        examples, tokens_per_example: of the training data.
+        max_length: tokens of an example at most.
+
+    Raises:
+        ValueError: more adapted layers than the model has, a length it was not made for, or a global batch that the
+            devices cannot share.
+    """
+    if adapter.prompt_layers > architecture.layers:
+        raise ValueError(
+            f"adapter.prompt_layers is {adapter.prompt_layers}, but {model} has {architecture.layers} layers. "
+            f"Choose 1 to {architecture.layers}."
+        )
+    if max_length > architecture.max_positions:
+        raise ValueError(
+            f"task.data.max_length is {max_length}, but {model} was made for {architecture.max_positions} tokens. "
+            f"Choose at most {architecture.max_positions}."
+        )
+    micro, accumulation = batches.split(devices)
+    steps_per_epoch = ceil(examples / batches.global_batch_size)
+    steps = steps_per_epoch * max_epochs
+    epochs = float(max_epochs)
+    if 0 <= max_steps < steps:
+        steps, epochs = max_steps, max_steps / steps_per_epoch
+    warnings = []
+    if optimizer.warmup_epochs >= epochs:
+        warnings.append(
+            f"the run of {epochs:.3g} epochs ends within its warm-up of {optimizer.warmup_epochs:g}: the learning rate "
+            "never reaches its peak"
+        )
+    plan = Plan(
+        model=model,
+        architecture=architecture,
+        hardware=hardware,
+        prompt_length=adapter.prompt_length,
+        prompt_layers=adapter.prompt_layers,
+        devices=devices,
+        global_batch_size=batches.global_batch_size,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        base_learning_rate=optimizer.base_learning_rate,
+        learning_rate=optimizer.learning_rate(batches.global_batch_size),
+        warmup_epochs=optimizer.warmup_epochs,
+        epochs=epochs,
+        examples=examples,
+        tokens_per_example=tokens_per_example,
+        max_length=max_length,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        dtype=dtype,
+        quantization=quantization,
+        warnings=warnings,
+    )
+    needed = sum(plan.memory().values()) / GIB
+    if hardware.memory_gib and needed > hardware.memory_gib:
+        plan.warnings.append(
+            f"about {needed:.1f} GiB are needed and {hardware.name} has {hardware.memory_gib:g}: lower "
+            "data.micro_batch_size, shard the weights, or quantise the model"
+        )
+    return plan
+
+
+def difference(architecture: Architecture, declared: Mapping[str, object]) -> str:
+    """Where a loaded model's shape differs from the one its config file declares; empty when it does not."""
+    pairs = [(f.name, getattr(architecture, f.name), declared.get(f.name)) for f in fields(architecture)]
+    return ", ".join(f"{name} is {found}, declared {said}" for name, found, said in pairs if said and said != found)

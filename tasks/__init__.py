@@ -1,0 +1,1 @@
+"""One folder per task: its data, its prompts, its evaluation. No task imports another."""

@@ -1,0 +1,1 @@
+"""Instruction following on Alpaca, or on any file of its layout."""
