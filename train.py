@@ -14,8 +14,6 @@ log = logging.getLogger("train")
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-
     from llama_adapter.launch.build import plan_run
 
     plan = plan_run(config)
@@ -24,7 +22,7 @@ def main(config: DictConfig) -> float | None:
         return None
     from llama_adapter.launch.training import train  # torch, lightning and transformers take seconds to import
 
-    metrics = train(config, Path(config.output_dir), typed=list(HydraConfig.get().overrides.task))
+    metrics = train(config, Path(config.output_dir), typed=entry.typed)
     if config.objective.metric not in metrics:
         raise ValueError(
             f"objective.metric is {config.objective.metric!r}, which this run did not measure. "

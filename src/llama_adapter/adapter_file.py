@@ -62,7 +62,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
     try:
         with safe_open(file, framework="pt") as content:
             header = (content.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, not a dict
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or not a safetensors file: {error}.") from error
     if header is None:

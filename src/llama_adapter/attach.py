@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llama_adapter.backbones import attention_modules, project_prompt, query_heads
+from llama_adapter.flat_attention import NO_MASK, flat_attention
 from llama_adapter.zero_init import AdapterConfig, GatedPrompt, gate_value, prompt_attention, repeat_heads
 
 ATTENTION = "zero_init"
@@ -28,24 +29,48 @@ def zero_init_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    cu_seqlens: Tensor | None = None,
+    prefix: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention function of every layer of an adapted model, in training and in generation alike.
+
+    A flat row's `cu_seqlens` and `prefix` come through the model call's keywords (`flat_batches.flat_model_inputs`).
+    The frozen half attends per document; the prompt half is per token as always. Prompts that differ by document would
+    have to go by each token's document there, and documents with different prompts must not share a prefix.
 
     Args:
         module: the attention module that calls; it carries a prompt if it has an `adapter`.
         query: [B, H, T, D], after rotary embedding.
         key, value: [B, G, S, D], the words' (from the cache too).
-        attention_mask: [B, 1, T, S] boolean, or None for plain causal attention.
+        attention_mask: [B, 1, T, S] boolean, or None for plain causal attention; not read for a flat row.
         scaling: multiplies the scores; the module's own when not given.
+        cu_seqlens, prefix: the segments of a flat row, see `flat_attention`; None for a batch of rows.
 
     Returns:
         [B, T, H, D] and None in the place of the attention weights.
+
+    Raises:
+        ValueError: the mask of a flat row without its `cu_seqlens`, or dropout in a flat row.
     """
     scaling = module.scaling if scaling is None else scaling
-    output, weights = sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    if cu_seqlens is not None:
+        if dropout:
+            raise ValueError(
+                f"A flat row has no attention dropout, but it is {dropout}. Call model.eval() or set it to 0."
+            )
+        window = kwargs.get("sliding_window")  # the library's mask, which NO_MASK replaces, would have had it
+        output = flat_attention(query, key, value, cu_seqlens=cu_seqlens, prefix=prefix, scaling=scaling, window=window)
+        weights = None
+    else:
+        # It would broadcast: every token would see nothing, or everything.
+        if attention_mask is not None and attention_mask.shape == NO_MASK.shape and key.shape[2] > 1:
+            raise ValueError(
+                "The mask of a flat row came without cu_seqlens. Call the model with flat_model_inputs(batch)."
+            )
+        output, weights = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     adapter = getattr(module, "adapter", None)
     if adapter is None or not adapter.enabled:
         return output, weights
@@ -63,6 +88,9 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
     """Gives the top L layers their prompts and gates and freezes all other parameters, in place.
+
+    Prompt keys have no position, so words must have the right ones: with padding on the left, a plain forward needs
+    `position_ids` counted from the mask. `generate` gives them; padding on the right needs nothing.
 
     Args:
         model: a transformers model of a family in `backbones.FAMILIES`, of any dtype, quantised or not.

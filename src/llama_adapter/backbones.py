@@ -23,18 +23,20 @@ class Family:
         layers: path from the base model (`model.base_model`) to its list of layers.
         attention: path from a layer to the module that calls the attention function.
         key_projection, value_projection: the frozen projections inside that module.
+        projection_biases: query, key and value have biases although the config has no `attention_bias` to say so.
     """
 
     layers: str = "layers"
     attention: str = "self_attn"
     key_projection: str = "k_proj"
     value_projection: str = "v_proj"
+    projection_biases: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(),  # LLaMA 1, 2, 3 and all of their layout: grouped heads and RoPE scaling are the config's business
+    "llama": Family(),  # LLaMA 1, 2, 3 and all of their layout; grouped heads and RoPE scaling are in the config
     "mistral": Family(),
-    "qwen2": Family(),  # its k_proj and v_proj have biases: they belong to the projection, so prompts get them too
+    "qwen2": Family(projection_biases=True),  # they belong to the projection, so prompts get them too
 }
 
 

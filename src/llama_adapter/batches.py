@@ -1,4 +1,4 @@
-"""Sizes of batches: what the user declares, and what follows for a number of devices. Imports nothing, so plans are quick."""
+"""Sizes of batches: what the user declares, what follows for some devices. Imports nothing, so plans are quick."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a run watches: that only the adapter moves, how the gates open, what it would answer, and a loss that is no number."""
+"""What a run watches: that only the adapter moves, how gates open, what it would answer, a loss that is no number."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class FrozenAudit(Callback):
-    """Checks once, after the second step with a learning rate above zero, that all of the adapter moved and nothing else.
+    """Checks once, after the second step with a learning rate above zero: all of the adapter moved and nothing else.
 
     The second, because stale caches show there, and because prompts behind a zero gate have no gradient in the first.
 
@@ -32,7 +32,9 @@ class FrozenAudit(Callback):
         self._steps = 0
         self._before = {} if trainer.global_step else {n: _signature(p) for n, p in module.named_parameters()}
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         self._steps += optimizer.param_groups[0]["lr"] > 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
@@ -47,12 +49,18 @@ class FrozenAudit(Callback):
             raise RuntimeError(f"Frozen parameters have moved: {', '.join(frozen_moved)}.")
         if trained_stuck:
             raise RuntimeError(f"Trained parameters have not moved in two steps: {', '.join(sorted(trained_stuck))}.")
-        log.info("Audit after step %d: all %d trained tensors moved, none of the %d frozen ones did.",
-                 trainer.global_step, len(trained), len(moved) - len(trained))
+        log.info(
+            "Audit after step %d: all %d trained tensors moved, none of the %d frozen ones did.",
+            trainer.global_step,
+            len(trained),
+            len(moved) - len(trained),
+        )
 
 
 def _signature(parameter: Tensor) -> Tensor:
-    return torch.hash_tensor(parameter.detach())
+    values = parameter.detach()
+    # The hash is a xor, in which equal values cancel out (zeros that were all set to one number); the sum sees those.
+    return torch.stack((torch.hash_tensor(values), values.sum(dtype=torch.float64).view(torch.uint64)))
 
 
 class GateChart(Callback):
@@ -71,12 +79,18 @@ class GateChart(Callback):
         if not trainer.is_global_zero:
             return
         gates = gate_factors(module)
-        gate_heat_map(gates, self.path, title=f"Gates after {trainer.global_step} steps")
+        gate_heat_map(gates, self.path, f"Gates after {trainer.global_step} steps", label=gate_label(module))
         mean = sum(gate.abs().mean().item() for gate in gates.values()) / len(gates)
         module.log_row({"gate/mean_magnitude": mean}, trainer.global_step)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("gates", [str(self.path)], step=trainer.global_step)
+
+
+def gate_label(module: LightningModule) -> str:
+    """What `gate_factors` are, as the charts call it."""
+    activation = next(iter(adapters(module.model).values())).gate_activation
+    return "tanh(gate)" if activation == "tanh" else "gate"
 
 
 def gate_factors(module: LightningModule) -> dict[int, Tensor]:
@@ -142,4 +156,3 @@ class NonFiniteReport(Callback):
         path = self.folder / "non_finite_loss.json"
         write_json(path, report)
         log.error("The batch, the gates and the command that replays the step are in %s.", path)
-

@@ -1,4 +1,4 @@
-"""`metrics.csv` of a run: one row per optimizer step that logged something, whole at any moment, continued on resume."""
+"""`metrics.csv` of a run: one row per optimizer step that logged something, always whole, continued on resume."""
 
 import csv
 from pathlib import Path

@@ -1,8 +1,8 @@
 """What DataModules share: the form of an example, right-padded batches, and how global batches are dealt to devices.
 
 A step is defined by its global batch alone: the same examples, whatever the number of devices and micro-batches, so the
-same run. An example is a dict with `input_ids` [T] and `labels` [T]; `labels` repeat the id where a token is trained and
-hold -100 elsewhere (the model's output at t predicts the label at t + 1).
+same run. An example is a dict with `input_ids` [T] and `labels` [T]; `labels` repeat the id where a token is trained
+and hold -100 elsewhere (the model's output at t predicts the label at t + 1).
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
         start: micro-batches to leave out at the front, when a run resumes in the middle of an epoch.
     """
 
-    def __init__(self, sampler: EpochOrder, *, global_batch_size: int, accumulation: int, rank: int, devices: int) -> None:
+    def __init__(
+        self, sampler: EpochOrder, *, global_batch_size: int, accumulation: int, rank: int, devices: int
+    ) -> None:
         self.sampler = sampler
         self.global_batch_size = global_batch_size
         self.accumulation = accumulation
@@ -102,7 +104,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that knows how far the trainer has come; Lightning saves and restores its state."""
+    """A DataLoader that knows how far the trainer has come; Lightning saves and restores its state.
+
+    The state is in optimizer steps: the micro-batches and devices of a resumed run may be others.
+    """
 
     position = 0
 
@@ -120,10 +125,10 @@ class ResumableLoader(DataLoader):
         return len(self.batch_sampler)
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position % len(self)}
+        return {"steps": self.position % len(self) // self.batch_sampler.accumulation}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch_sampler.start = state["position"]
+        self.batch_sampler.start = state["steps"] * self.batch_sampler.accumulation
 
 
 class ExampleDataModule(LightningDataModule):
@@ -168,8 +173,9 @@ class ExampleDataModule(LightningDataModule):
         return epoch + step_in_epoch * self.batches.global_batch_size / len(self.train_dataset)
 
     def epochs(self, max_epochs: int, max_steps: int = -1) -> float:
-        """Length of a run in epochs; a fraction where `max_steps` (-1: none) ends it."""
-        return float(max_epochs) if max_steps < 0 else min(max_epochs, self.epoch_fraction(max_steps))
+        """Length of a run in epochs, a fraction where `max_steps` ends it; -1 sets no limit, for one of the two."""
+        limits = [] if max_epochs < 0 else [float(max_epochs)]
+        return min(limits if max_steps < 0 else [*limits, self.epoch_fraction(max_steps)])
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, training=True)

@@ -16,12 +16,10 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from llama_adapter.attach import prompts_projected
+from llama_adapter.streaming import IdStreamer, TextPieces
 from llama_adapter.tokenizer import Tokenizer, as_tokenizer
-
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not a whole character (yet)
 
 
 def generate(
@@ -56,7 +54,12 @@ def generate(
     if isinstance(prompts, str):
         raise ValueError("prompts is one string. Give a list of prompts: [prompt].")
     tokenizer = as_tokenizer(tokenizer)
-    pieces = None if stream is None else _TextPieces(tokenizer.decode, stream, len(prompts))
+
+    def decode(ids: Sequence[int]) -> str:
+        # Some models have more embeddings than their tokenizer has ids (Qwen2); the surplus ones stand for no text.
+        return tokenizer.decode(id for id in ids if id < tokenizer.vocabulary_size)
+
+    pieces = None if stream is None else TextPieces(decode, stream, len(prompts))
     answers = generate_ids(
         model,
         [tokenizer.encode(prompt, bos=True) for prompt in prompts],
@@ -70,7 +73,7 @@ def generate(
         seed=seed,
         stream=None if pieces is None else pieces.add,
     )
-    texts = [tokenizer.decode(answer) for answer in answers]
+    texts = [decode(answer) for answer in answers]
     if pieces is not None:
         pieces.finish(texts)
     return texts
@@ -144,7 +147,7 @@ def generate_ids(
                 input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
-                streamer=None if stream is None else _IdStreamer(indices, eos_ids, stream),
+                streamer=None if stream is None else IdStreamer(indices, eos_ids, stream),
             )
             new_ids = output[:, input_ids.shape[1] :].tolist()
             for index, ids in zip(indices, new_ids, strict=True):
@@ -241,49 +244,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-class _IdStreamer(BaseStreamer):
-    """Hands each row's new id to `stream` under the index of its prompt, up to the row's EOS."""
-
-    def __init__(self, indices: Sequence[int], eos_ids: Sequence[int], stream: Callable[[int, int], None]) -> None:
-        self.indices = indices
-        self.eos_ids = eos_ids
-        self.stream = stream
-        self.finished: set[int] = set()
-
-    def put(self, value: Tensor) -> None:
-        if value.dim() == 2:  # the prompts, which transformers hands over first
-            return
-        for index, token in zip(self.indices, value.tolist(), strict=True):
-            if token in self.eos_ids:
-                self.finished.add(index)
-            if index not in self.finished:
-                self.stream(index, token)
-
-    def end(self) -> None:
-        """Nothing is held back at this level."""
-
-
-class _TextPieces:
-    """Decodes the ids of several answers as they come and passes on what is new and whole."""
-
-    def __init__(self, decode: Callable[[list[int]], str], stream: Callable[[int, str], None], answers: int) -> None:
-        self.decode = decode
-        self.stream = stream
-        self.ids: list[list[int]] = [[] for _ in range(answers)]
-        self.sent = [0] * answers  # characters
-
-    def add(self, index: int, token: int) -> None:
-        # All of the ids again: a piece's text depends on the pieces before it (the first one loses its blank).
-        self.ids[index].append(token)
-        self._send(index, self.decode(self.ids[index]).rstrip(REPLACEMENT))
-
-    def finish(self, texts: Sequence[str]) -> None:
-        for index, text in enumerate(texts):
-            self._send(index, text)
-
-    def _send(self, index: int, text: str) -> None:
-        if len(text) > self.sent[index]:
-            self.stream(index, text[self.sent[index] :])
-            self.sent[index] = len(text)

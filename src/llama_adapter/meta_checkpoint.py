@@ -206,17 +206,18 @@ class MetaCheckpoint:
     ) -> dict[str, Tensor]:
         # A function of its own: one tensor that outlived it would keep the whole mapping and its pages.
         shards = [load_tensors(file) for file in self.files]
+        head_size = config.hidden_size // config.num_attention_heads
         table, state = self.names(), {}
         for name in names:
             target, split = table[name]
             parts = [shard[name] for shard in (shards[:1] if split is None else shards)]
-            if name.endswith(("wq.weight", "wk.weight")):
-                parts = [half_split(torch.cat(parts), config.hidden_size // config.num_attention_heads)]
             shape = list(parts[0].shape)
             shape[split or 0] *= len(parts)
             state[target] = torch.empty(shape, dtype=dtype, device=device)
             for place, part in zip(state[target].chunk(len(parts), dim=split or 0), parts, strict=True):
-                place.copy_(part)  # converts on the way, without a second tensor in memory
+                if name.endswith(("wq.weight", "wk.weight")):
+                    place, part = paired_view(place, head_size), part.unflatten(0, (-1, head_size // 2, 2))
+                place.copy_(part)  # converts and reorders on the way, without another tensor in memory
         return state
 
     def _shape_in_first(self, name: str) -> tuple[int, ...]:
@@ -226,6 +227,11 @@ class MetaCheckpoint:
             raise ValueError(f"{self.files[0]} has no tensor {name}: it is not a complete LLaMA.") from None
 
     def _check(self, config: LlamaConfig) -> None:
+        if config.num_key_value_heads % len(self.files):
+            raise ValueError(
+                f"{self.folder} has {len(self.files)} files for {config.num_key_value_heads} key/value heads. Only "
+                "weights whose files hold whole heads can be read: use the Hugging Face layout of this model."
+            )
         width, vocabulary = config.hidden_size, config.vocab_size
         keys = width // config.num_attention_heads * config.num_key_value_heads
         inner = config.intermediate_size
@@ -252,9 +258,9 @@ class MetaCheckpoint:
                     )
 
 
-def half_split(weight: Tensor, head_size: int) -> Tensor:
-    """Reorders the rows of wq or wk, [H * D, C], inside each head from paired to half-split rotary order."""
-    return weight.unflatten(0, (-1, head_size // 2, 2)).transpose(1, 2).flatten(0, 2)
+def paired_view(weight: Tensor, head_size: int) -> Tensor:
+    """Half-split rows of wq or wk, [H * D, C], seen in Meta's order, [H, D/2, 2, C], so that writing reorders."""
+    return weight.unflatten(0, (-1, 2, head_size // 2)).transpose(1, 2)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -33,10 +33,12 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     Returns:
         Two scalars; the loss in float32. The head runs at the trained positions only.
     """
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)             # [B, T], the label each output predicts
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T], the label each output predicts
     trained = targets != IGNORED
     # No attention_mask: padding is on the right, where causal attention never looks, and the kernel stays `is_causal`.
-    logits = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained).logits  # [trained, vocabulary]
+    logits = model(
+        input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained
+    ).logits  # [trained, vocabulary]
     return F.cross_entropy(logits.float(), targets[trained], reduction="sum"), trained.sum()
 
 
@@ -95,7 +97,7 @@ class AdapterModule(LightningModule):
         self._epoch_sums[1] += tokens
         self.summary["train/loss"] = loss
         self.log("train/loss", loss, prog_bar=True, logger=False)
-        if step % self.trainer.log_every_n_steps == 0:
+        if step == 1 or step % self.trainer.log_every_n_steps == 0:
             row = {
                 "train/loss": loss,
                 "train/gradient_norm": norm,
@@ -149,8 +151,7 @@ class AdapterModule(LightningModule):
     def _log_summary(self, metrics: dict[str, float]) -> None:
         self.summary |= metrics
         self.log_dict(metrics, prog_bar=True, logger=False)  # for callbacks and the progress bar
-        if self.trainer.state.fn == "fit":
-            self.log_row(metrics | {"epoch": self.current_epoch}, self.global_step)
+        self.log_row(metrics | {"epoch": self.current_epoch}, self.global_step)
 
     # --- optimizer --------------------------------------------------------------------------------------------------
 
@@ -170,12 +171,24 @@ class AdapterModule(LightningModule):
         names = self._trainable_names()
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in names}
         checkpoint["progress"] = (dict(self.summary), self.validated_step, list(self._epoch_sums))
+        checkpoint["accumulation"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         differing = sorted(set(checkpoint["state_dict"]) ^ set(self._trainable_names()))
         if differing:
             raise ValueError(f"The checkpoint is of another adapter: only one of the two has {differing[0]}.")
+        for name, tensor in checkpoint["state_dict"].items():
+            if tensor.shape != (shape := self.get_parameter(name).shape):
+                raise ValueError(
+                    f"The checkpoint is of another adapter: its {name} is {list(tensor.shape)}, "
+                    f"this one's is {list(shape)}."
+                )
         self.summary, self.validated_step, self._epoch_sums = checkpoint["progress"]
+        # Lightning counts micro-batches, and a resumed run may cut its global batches in another way.
+        for counts in map(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].get, ("total", "current")):
+            steps, unfinished = counts["ready"] // checkpoint["accumulation"], counts["ready"] - counts["completed"]
+            ready = steps * self.trainer.accumulate_grad_batches
+            counts |= {"ready": ready, "started": ready, "processed": ready, "completed": ready - unfinished}
 
     def _trainable_names(self) -> list[str]:
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

@@ -31,7 +31,9 @@ class OptimizerConfig:
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ValueError(f"optimizer.{key} must be a finite number of at least 0, got {getattr(self, key)}.")
         if not self.base_learning_rate:
-            raise ValueError("optimizer.base_learning_rate is 0, so nothing would be trained. Choose a positive number.")
+            raise ValueError(
+                "optimizer.base_learning_rate is 0, so nothing would be trained. Choose a positive number."
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers from 0 to below 1, got {list(self.betas)}.")
 
@@ -40,9 +42,7 @@ class OptimizerConfig:
         return self.base_learning_rate * global_batch_size / REFERENCE_BATCH
 
 
-def learning_rate_at(
-    epoch: float, *, peak: float, minimum: float, warmup_epochs: float, epochs: float
-) -> float:
+def learning_rate_at(epoch: float, *, peak: float, minimum: float, warmup_epochs: float, epochs: float) -> float:
     """The paper's schedule at a fractional epoch.
 
     Args:

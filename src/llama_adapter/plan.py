@@ -43,6 +43,8 @@ class Architecture:
     @classmethod
     def from_config(cls, config) -> "Architecture":
         """From a transformers config."""
+        from llama_adapter.backbones import family_of  # torch and transformers take seconds to import
+
         return cls(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -52,7 +54,7 @@ class Architecture:
             head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             vocabulary_size=config.vocab_size,
             tied_embeddings=config.tie_word_embeddings,
-            projection_biases=config.model_type == "qwen2" or getattr(config, "attention_bias", False),
+            projection_biases=family_of(config).projection_biases or getattr(config, "attention_bias", False),
             max_positions=config.max_position_embeddings,
         )
 
@@ -157,8 +159,8 @@ class Plan:
             ("model", f"{self.model}: {frozen}"),
             (
                 "trainable parameters",
-                f"{self.trainable_parameters:,} (K={self.prompt_length}, L={self.prompt_layers} of {shape.layers} layers), "
-                f"total {shape.parameters + self.trainable_parameters:,}",
+                f"{self.trainable_parameters:,} (K={self.prompt_length}, L={self.prompt_layers} of {shape.layers} "
+                f"layers), total {shape.parameters + self.trainable_parameters:,}",
             ),
             (
                 "global batch",
@@ -167,7 +169,8 @@ class Plan:
             ),
             (
                 "learning rate",
-                f"{self.learning_rate:.4g} (base {self.base_learning_rate:g} x {self.global_batch_size} / 256), {warmup}",
+                f"{self.learning_rate:.4g} (base {self.base_learning_rate:g} x {self.global_batch_size} / 256), "
+                f"{warmup}",
             ),
             ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} per epoch of {self.examples:,} examples)"),
             (
@@ -227,9 +230,10 @@ def make_plan(
     micro, accumulation = batches.split(devices)
     steps_per_epoch = ceil(examples / batches.global_batch_size)
     steps = steps_per_epoch * max_epochs
-    epochs = float(max_epochs)
-    if 0 <= max_steps < steps:
-        steps, epochs = max_steps, max_steps / steps_per_epoch
+    if max_steps >= 0:
+        steps = min(steps, max_steps)
+    whole_epochs, rest = divmod(steps, steps_per_epoch)
+    epochs = whole_epochs + rest * batches.global_batch_size / examples
     warnings = []
     if optimizer.warmup_epochs >= epochs:
         warnings.append(

@@ -6,7 +6,6 @@ such a place nothing else needs to be remembered.
 """
 
 import logging
-import shutil
 import signal
 import threading
 import zipfile
@@ -62,7 +61,6 @@ class RunCheckpoint(Checkpoint):
         self.best_value = float("inf")
         self._max_steps = -1
         self._signal_number = 0
-        self._handlers: dict[int, object] = {}
 
     # --- when -------------------------------------------------------------------------------------------------------
 
@@ -80,23 +78,27 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor)
-        best = value is not None and float(value) < self.best_value
-        if best:
+        if value is not None and float(value) < self.best_value:
             self.best_value = float(value)
-        path = self.save(trainer)
-        if best and trainer.is_global_zero:
-            with whole_file(self.folder / "best.ckpt") as temporary:
-                shutil.copyfile(path, temporary)
+            # Before the step's own, which knows the value: a run that resumes from that would not write this one again.
+            self._write(trainer, self.folder / "best.ckpt")
+        self.save(trainer)
         if self._told_to_stop(trainer):
             raise RunInterrupted(self._signal_number or signal.SIGTERM, trainer.global_step)
 
     # --- how --------------------------------------------------------------------------------------------------------
 
-    def save(self, trainer: Trainer) -> Path:
+    def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint of the current step, whole or not at all, and drops the oldest."""
-        path = self.folder / f"step_{trainer.global_step:06d}.ckpt"
         for logger in trainer.loggers:
             logger.save()  # rows up to this step are on disk before the checkpoint that will not write them again
+        self._write(trainer, self.folder / f"step_{trainer.global_step:06d}.ckpt")
+        if trainer.is_global_zero:
+            for old in step_checkpoints(self.folder)[: -self.keep_last]:
+                old.unlink()
+        trainer.strategy.barrier()
+
+    def _write(self, trainer: Trainer, path: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         writing = whole_file(path) if trainer.is_global_zero else nullcontext(path)
         try:
@@ -104,11 +106,6 @@ class RunCheckpoint(Checkpoint):
                 trainer.save_checkpoint(temporary)  # on every device; the first one writes
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             raise OSError(f"Cannot write the checkpoint {path}: {error}. Is the disk full?") from error
-        if trainer.is_global_zero:
-            for old in step_checkpoints(self.folder)[: -self.keep_last]:
-                old.unlink()
-        trainer.strategy.barrier()
-        return path
 
     def state_dict(self) -> dict[str, float]:
         return {"best_value": self.best_value}
@@ -126,14 +123,11 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+        self._signal_number = 0
+        # Lightning puts all handlers back that it found, ours replace its own until then.
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             for number in SIGNALS:
-                self._handlers[number] = signal.signal(number, self._on_signal)
-
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal_number:
@@ -151,7 +145,7 @@ class RunCheckpoint(Checkpoint):
 
 def step_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*.ckpt"))
+    return sorted(folder.glob("step_*.ckpt"), key=lambda path: (len(path.name), path.name))  # seven digits after six
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int]:
@@ -173,8 +167,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int]:
                 broken = archive.testzip()
             if broken is None:
                 return path, int(path.stem.removeprefix("step_"))
-        except (zipfile.BadZipFile, OSError):
-            pass
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError):
+            pass  # in a destroyed directory the zip module may see an unknown compression or a password
         log.warning("The checkpoint %s is destroyed; trying the one before it.", path)
-    raise ValueError(f"All checkpoints in {folder} are destroyed ({paths[-1].name} is the newest). Start the run again.")
-
+    raise ValueError(
+        f"All checkpoints in {folder} are destroyed ({paths[-1].name} is the newest). Start the run again."
+    )

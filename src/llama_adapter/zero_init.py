@@ -3,8 +3,9 @@
 LLaMA-Adapter (arXiv 2303.16199), Eq. 1-8. Every adapted layer owns K learnable prompts P_l; its tokens attend to them
 through the layer's own frozen key and value projections, in a softmax of their own, scaled per head by tanh(g_l).
 
-Departure from the paper: Eq. 4-7 write one concatenated score matrix that is split again. Two attention outputs that are
-added are the same numbers (Eq. 8 is linear in the values), keep the fused kernel for the frozen half and need no mask.
+Departure from the paper: Eq. 4-7 write one concatenated score matrix that is split again. Two attention outputs that
+are added are the same numbers (Eq. 8 is linear in the values), keep the fused kernel for the frozen half and need no
+mask; and a gate on the prompts' values is the same number as a gate on their weights.
 The first print of the paper (v1) has no tanh; its third version and the training code do, so `tanh` is the default.
 """
 
@@ -50,7 +51,9 @@ class AdapterConfig:
         if self.gate_init not in GATE_INITS:
             raise ValueError(f"adapter.gate_init is {self.gate_init!r}. Choose {' or '.join(GATE_INITS)}.")
         if not 0 <= self.prompt_init_std < float("inf"):
-            raise ValueError(f"adapter.prompt_init_std must be a finite number of at least 0, got {self.prompt_init_std}.")
+            raise ValueError(
+                f"adapter.prompt_init_std must be a finite number of at least 0, got {self.prompt_init_std}."
+            )
 
 
 class GatedPrompt(nn.Module):
@@ -131,6 +134,6 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate_factor: Ten
         [B, T, H, D], the layout attention functions return, in the query's dtype.
     """
     batch, heads = query.shape[:2]
-    value = value if gate_factor is None else gate_value(value, gate_factor)   # [B or 1, H, K, D]
+    value = value if gate_factor is None else gate_value(value, gate_factor)  # [B or 1, H, K, D]
     key, value = (repeat_heads(states, heads).expand(batch, -1, -1, -1) for states in (key, value))
     return scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2)

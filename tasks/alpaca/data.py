@@ -122,11 +122,19 @@ class AlpacaDataModule(ExampleDataModule):
         dataset = EncodedDataset(kept, dropped=len(encodings) - len(kept))
         if records:
             log.info(
-                "%s: %d examples, %d tokens, %d of them trained.", name, len(dataset), dataset.tokens, dataset.trained_tokens
+                "%s: %d examples, %d tokens, %d of them trained.",
+                name,
+                len(dataset),
+                dataset.tokens,
+                dataset.trained_tokens,
             )
         if dataset.truncated or dataset.dropped:
             log.warning(
-                "%s: %d answers are cut to fit task.data.max_length %d; %d records are left out, their prompts leave no "
-                "room for an answer.", name, dataset.truncated, self.max_length, dataset.dropped,
+                "%s: %d answers are cut to fit task.data.max_length %d; %d records are left out, their prompts leave "
+                "no room for an answer.",
+                name,
+                dataset.truncated,
+                self.max_length,
+                dataset.dropped,
             )
         return dataset

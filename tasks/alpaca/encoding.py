@@ -1,9 +1,9 @@
 """Text to token ids and labels, in the two ways of `encoding=`.
 
-`default` encodes prompt and answer each for itself, so every piece of the answer is trained, and keeps EOS when an answer
-is cut. `paper` is the authors' rule to the id: one encoding of the joined text, cut on the right (EOS is lost then), with
-as many positions untrained as the prompt has pieces when it stands alone. Where the template's last ":" merges with the
-answer's first character (":-"), the authors do not train that piece.
+`default` encodes prompt and answer each for itself, so every piece of the answer is trained, and keeps EOS when an
+answer is cut. `paper` is the authors' rule to the id: one encoding of the joined text, cut on the right (EOS is lost
+then), with as many positions untrained as the prompt has pieces when it stands alone. Where the template's last ":"
+merges with the answer's first character (":-"), the authors do not train that piece.
 """
 
 from collections.abc import Callable, Sequence

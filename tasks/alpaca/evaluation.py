@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedModel
 
 from llama_adapter.attach import adapter_disabled, adapters
@@ -17,6 +18,7 @@ from tasks.alpaca.records import Record, read_records
 
 log = logging.getLogger(__name__)
 
+write_rows = rank_zero_only(write_json_lines)  # every device has all the rows
 EXAMPLE_SEPARATOR = "\n\n"  # between worked examples; an answer after them ends at the line's end
 
 
@@ -71,7 +73,7 @@ class InstructionEvaluation:
             folder: gets `generations.jsonl` and `generations_frozen.jsonl`.
 
         Returns:
-            Metrics by name, `test/...` and `test/frozen_...`; `val/` in the place of `test/` where there is no test part.
+            Metrics by name, `test/...` and `test/frozen_...`; `val/` in the place of `test/` where there is no test.
         """
         records, part = (data.test_records, "test") if data.test_records else (data.validation_records, "val")
         if not records or not self.exact_match:
@@ -79,11 +81,11 @@ class InstructionEvaluation:
         metrics: dict[str, float] = {}
         if adapters(model):
             rows = self._rows(records, self._answers(model, data, [data.prompt(record) for record in records]))
-            write_json_lines(folder / "generations.jsonl", rows)
+            write_rows(folder / "generations.jsonl", rows)
             metrics |= self._scores(rows, f"{part}/")
         with adapter_disabled(model):
             frozen_rows, frozen_metrics = self._frozen(model, data, records, f"{part}/frozen_")
-        write_json_lines(folder / "generations_frozen.jsonl", frozen_rows)
+        write_rows(folder / "generations_frozen.jsonl", frozen_rows)
         metrics |= frozen_metrics
         self._log_samples(rows if adapters(model) else frozen_rows, frozen_rows)
         return metrics
@@ -92,7 +94,7 @@ class InstructionEvaluation:
         """Answers an instruction file into `generations.jsonl`; returns how many."""
         records = read_records(path, need_output=False)
         rows = self._rows(records, self._answers(model, data, [data.prompt(record) for record in records]))
-        write_json_lines(folder / "generations.jsonl", rows)
+        write_rows(folder / "generations.jsonl", rows)
         self._log_samples(rows, rows)
         return len(rows)
 
@@ -153,6 +155,7 @@ class InstructionEvaluation:
                 metrics[f"{prefix}exact_match/{group}"] = sum(by_group[group]) / len(by_group[group])
         return metrics
 
+    @rank_zero_only
     def _log_samples(self, rows: Sequence[Mapping[str, str]], frozen_rows: Sequence[Mapping[str, str]]) -> None:
         step = max(1, len(rows) // max(1, self.show))
         for row, frozen in list(zip(rows, frozen_rows, strict=True))[::step][: self.show]:

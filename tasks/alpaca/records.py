@@ -1,4 +1,4 @@
-"""Reads files of instructions: Alpaca's JSON (.json, .json.gz), JSON lines (.jsonl), and self-instruct's with instances."""
+"""Reads files of instructions: Alpaca's JSON (.json, .json.gz), JSON lines (.jsonl), self-instruct's instances."""
 
 import gzip
 import json
@@ -31,7 +31,9 @@ def read_records(path: str | Path, *, need_output: bool = True) -> list[Record]:
         for record in _records_of(value, f"{path}, record {number}", need_output)
     ]
     if not records:
-        raise ValueError(f"{path} holds no record. An Alpaca file is a list of objects with instruction, input, output.")
+        raise ValueError(
+            f"{path} holds no record. An Alpaca file is a list of objects with instruction, input, output."
+        )
     return records
 
 
@@ -45,21 +47,23 @@ def _read_values(path: Path) -> list:
     if not text.strip():
         raise ValueError(f"{path} is empty. An Alpaca file is a list of objects with instruction, input, output.")
     if name.endswith(".jsonl"):
-        return [_parse(line, f"{path}, line {n}") for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        # Not splitlines(): a text may hold Unicode's other line ends as they are.
+        return [_parse(line, path, n) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not name.endswith(".json"):
         raise ValueError(f"{path} has an unknown ending. Choose a .json, .json.gz, .jsonl or .jsonl.gz file.")
-    values = _parse(text, str(path))
+    values = _parse(text, path)
     if not isinstance(values, list):
         raise ValueError(f"{path} holds {_kind(values)}, not a list of records.")
     return values
 
 
-def _parse(text: str, where: str) -> object:
+def _parse(text: str, path: Path, first_line: int = 1) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
         raise ValueError(
-            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it cut off?"
+            f"{path} is not JSON: {error.msg} (line {line}, column {error.colno}). Is it cut off?"
         ) from None
 
 

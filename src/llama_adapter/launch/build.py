@@ -1,14 +1,30 @@
 """Configuration to objects, and the checks that join two nodes: all of them before any weight is loaded."""
 
 import importlib.util
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from llama_adapter.launch.schema import ModelConfig, check_keys
+from llama_adapter.launch.schema import ModelConfig, check_keys, suggestion
 from llama_adapter.plan import Architecture, Plan, difference, make_plan
+
+# The numbers of nodes without a schema that a plan needs, and the smallest value of each.
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
+    "trainer.num_nodes": 1,
+    "task.examples": 1,
+    "task.data.max_length": 4,
+}
+
+log = logging.getLogger(__name__)
 
 
 def node(config: DictConfig, name: str, **values: object) -> object:
@@ -31,14 +47,24 @@ def node(config: DictConfig, name: str, **values: object) -> object:
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        raise ValueError(f"{name}: {error}.") from error
+        raise ValueError(f"{name}: {error}.{_nearest_key(error, config[name])}") from error
+
+
+def _nearest_key(error: TypeError, known: Iterable[str]) -> str:
+    surplus = re.search(r"unexpected keyword argument '([^']+)'", str(error))
+    return suggestion(surplus[1], {*known} - {surplus[1]}) if surplus else ""
 
 
 def model_config(config: DictConfig) -> ModelConfig:
     """The model's node, its architecture as a plain dataclass."""
     values = OmegaConf.to_container(config.model, resolve=True)
     values.pop("_target_")
-    return ModelConfig(**{**values, "architecture": Architecture(**values["architecture"])})
+    architecture = values["architecture"]
+    for name, node, given in (("model", ModelConfig, values), ("model.architecture", Architecture, architecture)):
+        known = {f.name for f in fields(node)}
+        if surplus := sorted(given.keys() - known):
+            raise ValueError(f"Unknown key '{name}.{surplus[0]}'.{suggestion(surplus[0], known)}")
+    return ModelConfig(**{**values, "architecture": Architecture(**architecture)})
 
 
 def device_count(config: DictConfig) -> int:
@@ -60,7 +86,6 @@ def architecture_of(model: ModelConfig) -> Architecture:
 
     Raises:
         FileNotFoundError: neither says it.
-        ValueError: they disagree.
     """
     if not Path(model.path).is_dir():
         if model.architecture.layers:
@@ -71,9 +96,8 @@ def architecture_of(model: ModelConfig) -> Architecture:
     found = Architecture.from_config(backbone_config(model.path))
     differing = difference(found, vars(model.architecture)) if model.architecture.layers else ""
     if differing:
-        raise ValueError(
-            f"The weights in {model.path} are not {model.name}: {differing}. "
-            "Set model.path to its folder, or choose the model that belongs to the weights."
+        log.warning(
+            "The weights in %s have another shape than model=%s: %s. Theirs is used.", model.path, model.name, differing
         )
     return found
 
@@ -97,6 +121,7 @@ def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_exam
         ValueError, FileNotFoundError: something in the configuration does not fit together.
     """
     check_keys(config)
+    _check_whole_numbers(config)
     _check_in_process_sweep(config)
     model = model_config(config)
     return make_plan(
@@ -115,6 +140,13 @@ def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_exam
         dtype=model.dtype,
         quantization=model.quantization,
     )
+
+
+def _check_whole_numbers(config: DictConfig) -> None:
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key} must be a whole number of at least {least}, got {value!r}.")
 
 
 def _check_in_process_sweep(config: DictConfig) -> None:
@@ -142,7 +174,8 @@ def tokenizer(config: DictConfig):
     model = model_config(config)
     path = Path(model.tokenizer)
     if not path.exists() and not is_hub_id(model.tokenizer):
-        raise FileNotFoundError(f"No tokenizer at {path}. Set model.tokenizer=<file or folder>. {missing_weights(model)}")
+        hint = "" if Path(model.path).is_dir() else f" {missing_weights(model)}"
+        raise FileNotFoundError(f"No tokenizer at {path}. Set model.tokenizer=<file or folder>.{hint}")
     return load_tokenizer(model.tokenizer)
 
 
@@ -220,7 +253,7 @@ def trainer(config: DictConfig, plan: Plan, *, resumed_step: int | None = None):
     """
     _check_strategy(config)
     if "wandb" in config.logger and importlib.util.find_spec("wandb") is None:
-        raise ValueError('logger=wandb needs the package wandb: pip install wandb, or use logger=csv.')
+        raise ValueError("logger=wandb needs the package wandb: pip install wandb, or use logger=csv.")
     loggers = [node(config.logger, name) for name in config.logger]
     if resumed_step is not None:
         for logger in loggers:

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from llama_adapter.launch.schema import register_schemas, suggestion
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-ONE_SENTENCE = "LLAMA_ADAPTER_ONE_SENTENCE"  # set by us, so that the processes of other devices know it was not the user
+ONE_SENTENCE = "LLAMA_ADAPTER_ONE_SENTENCE"  # set by us: other devices' processes then know it was not the user
+
+typed: list[str] = []  # the arguments that the user gave this time, without those of a resumed run
 
 
 def run(main: Callable[[], None], *, restore: str) -> None:
@@ -31,6 +33,8 @@ def run(main: Callable[[], None], *, restore: str) -> None:
     if not wants_trace:
         os.environ[FULL_ERROR] = os.environ[ONE_SENTENCE] = "1"  # hydra then leaves the error to us
     register_schemas()
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    typed[:] = sys.argv[1:]
     try:
         sys.argv[1:] = restored_arguments(sys.argv[1:], restore)
         main()
@@ -50,6 +54,10 @@ def run(main: Callable[[], None], *, restore: str) -> None:
 def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
     """The command line with the overrides of the run folder that `key` names put in front.
 
+    A stored override is left out where the same key is typed again, since Hydra takes an option or a `+key` only once;
+    `+key=1` stays in front of a typed `key=2`, which needs it. The folder's name is quoted for Hydra: folders of sweep
+    jobs have commas and equals signs in theirs.
+
     Args:
         arguments: as typed.
         key: `resume` or `adapter_path`.
@@ -58,21 +66,35 @@ def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
         FileNotFoundError: `resume` names no run folder.
     """
     arguments = list(arguments)
-    typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    value = typed.get(key)
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    value = given.get(key)
     if value in (None, "null", ""):
         return arguments
-    folder = Path(value.strip("'\""))
+    folder = Path(value if Path(value).exists() else value.strip("'\""))
+    if folder.exists():
+        arguments = [f"{key}={_quoted(folder)}" if a.startswith(f"{key}=") else a for a in arguments]
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         if key == "resume":
             raise FileNotFoundError(f"resume={folder} is no run folder: it has no .hydra/overrides.yaml.")
         return arguments
-    names = {_name(name) for name in typed}
-    kept = [o for o in OmegaConf.load(stored) if _name(o.split("=", 1)[0]) not in {*names, "resume", "plan"}]
+    names = {_name(name) for name in given} | {key, "resume", "plan"}
+    needed = {f"+{name}" for name in given}
+    stored_overrides = [(override.split("=", 1)[0], override) for override in OmegaConf.load(stored)]
+    kept = [override for name, override in stored_overrides if _name(name) not in names or name in needed]
     if key == "resume":
         arguments.append(f"hydra.run.dir={_quoted(folder)}")
     return kept + arguments
+
+
+def job_folder(number: int, overrides: str) -> str:
+    """The folder of a sweep's job: its number, and as much of its overrides as a file name may hold.
+
+    Args:
+        number: of the job.
+        overrides: `key=value,...`; slashes in them would make folders within folders.
+    """
+    return re.sub(r"[/\\]", "_", f"{number}_{overrides}")[:100].rstrip("_., ")
 
 
 def _name(key: str) -> str:
@@ -80,7 +102,9 @@ def _name(key: str) -> str:
 
 
 def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # In Hydra's grammar a backslash is one, except before a quote.
+    text = re.sub(r"\\+(?='|$)", lambda match: match[0] * 2, str(path))
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def sentence(error: BaseException) -> str:
@@ -106,10 +130,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _missing_option(error) -> str:
-    options = sorted(error.options or [])
     match = re.search(r"'([^']+)'", str(error).split("Could not")[-1])
     group, _, given = (match[1] if match else str(error.missing_cfg_file)).rpartition("/")
-    options = [option for option in options if option not in ("schema",)] or _files_of(group)
+    options = _files_of(group) or sorted(error.options or [])
     return f"{group}={given} does not exist. Choose {', '.join(options)}.{suggestion(given, options)}"
 
 
@@ -120,23 +143,24 @@ def _files_of(group: str) -> list[str]:
 
 def _composition(error) -> str:
     cause, message = error.__cause__, " ".join(str(error).split())
-    match = re.search(r"Could not override '([^']+)'", message)
+    match = re.search(r"Could not override '([^']+)'|Error merging override ([^=\s]+)", message)
     if match is None:
         return message
-    key = match[1]
+    key = match[1] or _name(match[2])
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError", "ConfigTypeError"):
         return f"Unknown key {key!r}.{suggestion(key, known_keys())}"
-    return f"{key}: {_first_line(cause or error)}"
+    return f"{key}: {_first_line(cause or error)}."
 
 
 def known_keys() -> list[str]:
-    """Every key of the default configuration, dotted."""
+    """Every key of the script's default configuration, dotted."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(Path(os.environ["PROJECT_ROOT"]) / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train"), resolve=False)
+        script = "evaluate" if Path(sys.argv[0]).stem == "evaluate" else "train"
+        config = OmegaConf.to_container(compose(script), resolve=False)
     keys: list[str] = []
 
     def collect(node: dict, prefix: str) -> None:

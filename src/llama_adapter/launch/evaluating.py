@@ -48,6 +48,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     with adapter_disabled(model):
         metrics |= {name.replace("/", "/frozen_"): value for name, value in score(trainer, module, data).items()}
     metrics |= evaluation(model, data, folder)
-    write_json(folder / "metrics.json", metrics)
-    log.info("\n%s\n\nWritten to %s.", metrics_table(metrics), folder)
+    if trainer.is_global_zero:
+        write_json(folder / "metrics.json", metrics)
+        log.info("\n%s\n\nWritten to %s.", metrics_table(metrics), folder)
     return metrics

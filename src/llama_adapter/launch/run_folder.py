@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from llama_adapter.files import whole_file
+from llama_adapter.run_checkpoint import step_checkpoints
 
 # Keys that may differ between a run and its continuation.
 FREE = ("resume", "plan", "output_dir", "local")
@@ -16,7 +17,9 @@ def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
     Args:
         config: composed.
         folder: of the run.
-        typed: the overrides of the command line; keys among them may differ from the run's.
+        typed: what the user gave on the command line this time; these keys may differ from the run's.
+
+    A run that ended before its first checkpoint left nothing to lose: another one may take its folder.
 
     Raises:
         ValueError: the folder holds another run, a finished one, or one with other settings.
@@ -28,7 +31,7 @@ def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
             "or remove this one."
         )
     if not config.resume:
-        if stored.is_file():
+        if step_checkpoints(folder / "checkpoints"):
             raise ValueError(
                 f"{folder} holds an unfinished run. Continue it with resume={folder}, or choose another hydra.run.dir."
             )
@@ -55,5 +58,7 @@ def _check_same(before: DictConfig, now: DictConfig, folder: Path, typed: list[s
 
 def _leaves(value: object, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(value, dict) and value:
-        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [(prefix, value)]

@@ -1,7 +1,8 @@
 """Typed schemas of our own config nodes, and the check for keys that nothing reads.
 
-A schema is derived from the dataclass that the node becomes, so that names, types and defaults live in one place; values
-are checked by the dataclass itself. A node of another library has no schema: its constructor's signature checks it.
+A schema is derived from the dataclass that the node becomes, so that names, types and defaults live in one place;
+values are checked by the dataclass itself. A node of another library has no schema: its constructor's signature
+checks it.
 """
 
 from collections.abc import Iterable
@@ -41,7 +42,9 @@ class ModelConfig:
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"model.dtype is {self.dtype!r}. Choose {', '.join(DTYPE_BYTES)}.")
         if self.quantization is not None and self.quantization not in QUANTIZED_BYTES:
-            raise ValueError(f"model.quantization is {self.quantization!r}. Choose {', '.join(QUANTIZED_BYTES)} or null.")
+            raise ValueError(
+                f"model.quantization is {self.quantization!r}. Choose {', '.join(QUANTIZED_BYTES)} or null."
+            )
 
 
 # Which dataclass stands behind which node of the configuration.
@@ -92,6 +95,6 @@ def check_keys(config: DictConfig) -> None:
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:
-    """" Did you mean ...?", or nothing when no name is near."""
+    """ " Did you mean ...?", or nothing when no name is near."""
     near = get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

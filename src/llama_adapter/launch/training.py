@@ -5,17 +5,18 @@ import warnings
 from pathlib import Path
 
 import lightning
-from omegaconf import DictConfig
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 
 from llama_adapter.attach import attach
 from llama_adapter.charts import loss_curve
 from llama_adapter.checkpoint import save_adapter
-from llama_adapter.run_checkpoint import newest_checkpoint
 from llama_adapter.files import write_json
 from llama_adapter.launch import build
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.run_folder import open_folder
 from llama_adapter.module import AdapterModule
+from llama_adapter.run_checkpoint import newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,13 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     Args:
         config: composed.
         folder: of the run.
-        typed: the overrides of the command line.
+        typed: the arguments that the user gave, see `open_folder`.
 
     Returns:
         The final metrics, as they stand in `metrics.json`.
     """
-    open_folder(config, folder, typed)
+    if rank_zero_only.rank == 0:  # the other devices' processes find the folder opened
+        open_folder(config, folder, typed)
     resumed = newest_checkpoint(folder / "checkpoints") if config.resume else None
     start(config.seed)
 
@@ -50,6 +52,8 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     if resumed:
         log.info("Resuming after step %d from %s.", resumed[1], resumed[0])
 
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     try:
         # Our own file with optimizer and loop states, which torch cannot read as weights alone.
         trainer.fit(module, data, ckpt_path=resumed[0] if resumed else None, weights_only=False if resumed else None)
@@ -74,8 +78,11 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     if trainer.is_global_zero:
         loss_curve(folder / "metrics.csv", folder / "loss.png")
         write_json(folder / "metrics.json", metrics)
-        log.info("\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, loss.png, gates.png",
-                 metrics_table(metrics), folder)
+        log.info(
+            "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, loss.png, gates.png",
+            metrics_table(metrics),
+            folder,
+        )
     return metrics
 
 
@@ -88,11 +95,13 @@ def start(seed: int) -> None:
         ".*in eval mode at the start of training",  # a frozen model is meant to be: its dropout is off
         ".*does not have many workers",  # examples are encoded already; workers would only cost memory
         ".*LeafSpec.*",  # between Lightning and torch
+        ".*sync_dist=True.*",  # what is logged has been summed over the devices already
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def score(trainer: lightning.Trainer, module: AdapterModule, data) -> dict[str, float]:
     """Loss and perplexity on the test part, or on the validation part where there is no test."""
-    run = trainer.test if len(data.test_dataset) else trainer.validate
-    return run(module, data, verbose=False)[0]
+    part, run = ("test", trainer.test) if len(data.test_dataset) else ("val", trainer.validate)
+    run(module, data, verbose=False)
+    return {name: value for name, value in module.summary.items() if name.startswith(f"{part}/")}

@@ -1,0 +1,204 @@
+"""Configuration to objects: the checks that join nodes, all before any weight is read."""
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+
+from llama_adapter.csv_logger import RunCsvLogger
+from llama_adapter.launch import build
+from llama_adapter.launch.schema import register_schemas
+from llama_adapter.plan import Architecture
+from llama_adapter.run_checkpoint import RunCheckpoint
+from llama_adapter.zero_init import AdapterConfig
+from tests.conftest import ROOT, tiny_model
+from tests.tiny_run import TinyWorld, make_tokenizer, make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def config(*overrides: str) -> DictConfig:
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", ["output_dir=/nowhere", *overrides])
+
+
+def tiny(world: TinyWorld, *overrides: str) -> DictConfig:
+    return config(*world.overrides(None), *overrides)
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails the test when weights are read."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("llama_adapter.loading.load_backbone", load)
+
+
+def test_a_node_becomes_its_dataclass():
+    node = build.node(config("adapter.prompt_length=4", "adapter.prompt_layers=3"), "adapter")
+    assert node == AdapterConfig(prompt_length=4, prompt_layers=3)
+    assert isinstance(build.node(config(), "optimizer").betas, tuple)
+
+
+def test_a_node_that_names_nothing():
+    with pytest.raises(ValueError, match="^callbacks: Error locating target 'llama_adapter.nothing'"):
+        build.node(DictConfig({"callbacks": {"_target_": "llama_adapter.nothing"}}), "callbacks")
+
+
+def test_the_paper_run_is_planned_without_weights(no_weights):
+    plan = build.plan_run(config("task=alpaca", "trainer=8xa100"))
+    assert plan.trainable_parameters == 1_229_760  # arXiv 2303.16199: 1.2M; K=10, L=30
+    assert plan.learning_rate == pytest.approx(0.00225)
+    assert (plan.devices, plan.global_batch_size, plan.micro_batch_size, plan.accumulation) == (8, 64, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices"),
+    [(["trainer.devices=3"], 3), (["trainer.devices=[0,2]"], 2), (["trainer.devices=4", "trainer.num_nodes=2"], 8)],
+)
+def test_devices(overrides, devices):
+    assert build.device_count(config(*overrides)) == devices
+
+
+@pytest.mark.parametrize("value", ["auto", "-1", "'2'"])
+def test_devices_of_no_known_number(value):
+    with pytest.raises(ValueError, match=r"^trainer.devices is .*\. Give their number, or a list of their indices\.$"):
+        build.device_count(config(f"trainer.devices={value}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["task=alpaca", "trainer=8xa100", "adapter.prompt_layers=40"],
+            "adapter.prompt_layers is 40, but llama_7b has 32 layers. Choose 1 to 32.",
+        ),
+        (
+            ["task=alpaca", "trainer=8xa100", "data.global_batch_size=12"],
+            "data.global_batch_size is 12, which 8 devices cannot share evenly. Choose a multiple of 8.",
+        ),
+        (
+            ["task=alpaca", "task.data.max_length=4096"],
+            "task.data.max_length is 4096, but llama_7b was made for 2048 tokens. Choose at most 2048.",
+        ),
+        (["trainer.max_steps=-2"], "trainer.max_steps must be a whole number of at least -1, got -2."),
+        (["task.data.max_length=1.5"], "task.data.max_length must be a whole number of at least 4, got 1.5."),
+        (["seed=true"], "seed must be a whole number of at least 0, got True."),
+    ],
+)
+def test_a_plan_refuses_what_does_not_fit_together(overrides, message, no_weights):
+    with pytest.raises(ValueError) as error:
+        build.plan_run(config(*overrides))
+    assert str(error.value) == message
+
+
+def test_the_architecture_comes_from_the_weights_where_they_are(world, tmp_path):
+    found = build.architecture_of(build.model_config(tiny(world)))
+    assert (found.hidden_size, found.layers, found.heads) == (32, 3, 4)
+    declared = build.architecture_of(build.model_config(config("model=llama_7b", f"model.path={tmp_path}/none")))
+    assert (declared.hidden_size, declared.layers) == (4096, 32)
+    assert isinstance(declared, Architecture)
+
+
+def test_missing_weights(no_weights, world, tmp_path):
+    message = (
+        f"No weights of miniature_llama at {tmp_path}/none. Set model.path=<folder> (Hugging Face layout, or Meta's with "
+        "params.json), or LLAMA_ADAPTER_WEIGHTS to the folder that holds it."
+    )
+    nowhere = tiny(world, f"model.path={tmp_path}/none", f"model.tokenizer={world.model}")
+    for look in (
+        lambda: build.architecture_of(build.model_config(nowhere)),
+        lambda: build.backbone(nowhere, build.tokenizer(nowhere)),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            look()
+        assert str(error.value) == message
+    with pytest.raises(FileNotFoundError) as error:
+        build.tokenizer(tiny(world, f"model.path={tmp_path}/none"))
+    assert str(error.value) == f"No tokenizer at {tmp_path}/none. Set model.tokenizer=<file or folder>. {message}"
+
+
+def test_a_missing_tokenizer_beside_weights(world, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        build.tokenizer(tiny(world, f"model.tokenizer={tmp_path}/none"))
+    assert str(error.value) == f"No tokenizer at {tmp_path}/none. Set model.tokenizer=<file or folder>."
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings(world, tmp_path, no_weights):
+    tiny_model("llama", vocab_size=100).save_pretrained(tmp_path)
+    given = tiny(world, f"model.path={tmp_path}", f"model.tokenizer={world.model}")
+    with pytest.raises(ValueError) as error:
+        build.backbone(given, build.tokenizer(given))
+    assert str(error.value) == (
+        f"The tokenizer {world.model} has 340 ids, but miniature_llama has 100 embeddings. "
+        "Set model.tokenizer to the model's own tokenizer."
+    )
+
+
+def test_the_data_module_takes_batches_and_seed(world):
+    data = build.data_module(tiny(world, "seed=3"), make_tokenizer(world.model))
+    assert (data.seed, data.batches.global_batch_size, data.batches.micro_batch_size) == (3, 4, 2)
+    assert (len(data.train_dataset), len(data.validation_dataset), len(data.test_dataset)) == (24, 4, 4)
+
+
+def test_a_trainer_with_callbacks_logger_and_accumulation(world, tmp_path):
+    given = tiny(world, f"output_dir={tmp_path}")
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n3,0.3\n")
+    trainer = build.trainer(given, build.plan_run(given), resumed_step=2)
+    assert trainer.accumulate_grad_batches == 2
+    assert any(isinstance(callback, RunCheckpoint) for callback in trainer.callbacks)
+    (logger,) = trainer.loggers
+    assert isinstance(logger, RunCsvLogger)
+    assert list(logger.rows) == [1, 2]
+    assert not build.evaluation_trainer(given).loggers
+
+
+def test_a_strategy_by_name(world, tmp_path):
+    given = tiny(world, f"output_dir={tmp_path}", "trainer.strategy=ddp", "trainer.devices=2")
+    assert isinstance(build.trainer(given, build.plan_run(given)).strategy, DDPStrategy)
+
+
+def test_fsdp_can_be_planned_but_not_run(tmp_path):
+    given = config("task=alpaca", "trainer=8xa100", f"output_dir={tmp_path}")
+    plan = build.plan_run(given)
+    for make in (lambda: build.trainer(given, plan), lambda: build.evaluation_trainer(given)):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == (
+            "trainer.strategy is FSDP2 (ModelParallelStrategy), which can be planned (plan=true) but not run yet. "
+            "trainer=8xa100_ddp trains the same on the same devices: every one of them holds the whole frozen model."
+        )
+
+
+def test_wandb_that_is_not_installed(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    given = tiny(world, f"output_dir={tmp_path}", "logger=wandb")
+    with pytest.raises(ValueError) as error:
+        build.trainer(given, build.plan_run(given))
+    assert str(error.value) == "logger=wandb needs the package wandb: pip install wandb, or use logger=csv."
+
+
+def test_an_adapter_is_checked_before_weights_are_read(world, tmp_path, no_weights):
+    from llama_adapter.attach import attach
+    from llama_adapter.checkpoint import save_adapter
+
+    other = attach(tiny_model("llama", hidden_size=16), AdapterConfig(prompt_length=2, prompt_layers=1))
+    save_adapter(other, tmp_path)
+    given = tiny(world, f"adapter_path={tmp_path}")
+    with pytest.raises(ValueError, match="does not fit this backbone: hidden_size 16 in the adapter, 32 in the model"):
+        build.adapted_backbone(given, build.tokenizer(given))
+
+
+def test_a_plan_of_the_real_data_counts_it(world):
+    plan = build.plan_run(tiny(world), examples=len(json.loads(world.train.read_text())), tokens_per_example=10.0)
+    assert (plan.steps_per_epoch, plan.steps) == (7, 14)
