@@ -39,7 +39,8 @@ def no_weights(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("llama_adapter.loading.load_backbone", load)
+    for reader in ("_load_hugging_face", "_load_meta"):
+        monkeypatch.setattr(f"llama_adapter.loading.{reader}", load)
 
 
 def evaluate(tmp_path, *arguments: object):
@@ -174,7 +175,7 @@ def test_a_tokenizer_of_another_model(world, run_folder, tmp_path, no_weights):
     tiny_model("llama", vocab_size=100).save_pretrained(weights)
     arguments = [f"model.path={weights}", f"model.tokenizer={world.model}", "adapter_path=null"]
     error = evaluate(tmp_path, *(a for a in settings(world) if not a.startswith("model.")), *arguments).error
-    assert error.startswith(f"The tokenizer {world.model} has 340 ids, but miniature_llama has 100 embeddings.")
+    assert error.startswith(f"The tokenizer {world.model} has 340 ids, but the model has embeddings for 100.")
 
 
 class Code:

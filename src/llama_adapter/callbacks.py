@@ -124,12 +124,13 @@ class SampleAnswers(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"epoch_{trainer.current_epoch + 1:02d}.json", rows)
         for row in rows:
-            log.info("Epoch %d: %s -> %s", trainer.current_epoch + 1, row["instruction"], row["answer"])
+            asked = " / ".join(value for key, value in row.items() if key != "answer" and value)
+            log.info("Epoch %d: %s -> %s", trainer.current_epoch + 1, asked, row["answer"])
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                columns = ["epoch", "instruction", "input", "answer"]
-                data = [[trainer.current_epoch + 1, *(row.get(key, "") for key in columns[1:])] for row in rows]
-                logger.log_table("samples", columns=columns, data=data, step=trainer.global_step)
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                cells = [[trainer.current_epoch + 1, *(row.get(key, "") for key in columns)] for row in rows]
+                logger.log_table("samples", columns=["epoch", *columns], data=cells, step=trainer.global_step)
 
 
 class NonFiniteReport(Callback):

@@ -41,7 +41,7 @@ def save_adapter(
     path: str | Path,
     *,
     task: str | None = None,
-    template: str | None = None,
+    template: Mapping[str, str] | str | None = None,
     metrics: Mapping[str, float] | None = None,
     backbone: str | None = None,
 ) -> Path:
@@ -50,7 +50,7 @@ def save_adapter(
     Args:
         model: with an adapter attached.
         path: a file `*.safetensors`, or a folder, made if needed, in which it is called `adapter.safetensors`.
-        task, template: what the adapter was trained for and the name of the prompt template it expects.
+        task, template: what the adapter was trained for, and the texts (or the name) of the prompts it expects.
         metrics: final numbers, finite.
         backbone: what people call the base, say `llama_7b`; for messages only.
 

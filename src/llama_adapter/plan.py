@@ -80,11 +80,17 @@ class Hardware:
         name: for people.
         memory_gib: memory of one device; 0 when it is not known.
         shards_weights: whether the frozen weights are divided among the devices (FSDP2) or whole on each.
+        threads: of the CPU that torch computes with; None for as many as it chooses.
     """
 
     name: str = ""
     memory_gib: float = 0.0
     shards_weights: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"hardware.threads must be at least 1, or null for all, got {self.threads}.")
 
 
 @dataclass

@@ -41,7 +41,8 @@ def no_weights(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("llama_adapter.loading.load_backbone", load)
+    for reader in ("_load_hugging_face", "_load_meta"):
+        monkeypatch.setattr(f"llama_adapter.loading.{reader}", load)
 
 
 def test_a_node_becomes_its_dataclass():
@@ -118,7 +119,7 @@ def test_missing_weights(no_weights, world, tmp_path):
     nowhere = tiny(world, f"model.path={tmp_path}/none", f"model.tokenizer={world.model}")
     for look in (
         lambda: build.architecture_of(build.model_config(nowhere)),
-        lambda: build.backbone(nowhere, build.tokenizer(nowhere)),
+        lambda: build.backbone(nowhere),
     ):
         with pytest.raises(FileNotFoundError) as error:
             look()
@@ -138,10 +139,10 @@ def test_a_tokenizer_with_more_ids_than_embeddings(world, tmp_path, no_weights):
     tiny_model("llama", vocab_size=100).save_pretrained(tmp_path)
     given = tiny(world, f"model.path={tmp_path}", f"model.tokenizer={world.model}")
     with pytest.raises(ValueError) as error:
-        build.backbone(given, build.tokenizer(given))
+        build.backbone(given)
     assert str(error.value) == (
-        f"The tokenizer {world.model} has 340 ids, but miniature_llama has 100 embeddings. "
-        "Set model.tokenizer to the model's own tokenizer."
+        f"The tokenizer {world.model} has 340 ids, but the model has embeddings for 100. "
+        "Set model.tokenizer to the tokenizer that the model was trained with."
     )
 
 
@@ -196,7 +197,7 @@ def test_an_adapter_is_checked_before_weights_are_read(world, tmp_path, no_weigh
     save_adapter(other, tmp_path)
     given = tiny(world, f"adapter_path={tmp_path}")
     with pytest.raises(ValueError, match="does not fit this backbone: hidden_size 16 in the adapter, 32 in the model"):
-        build.adapted_backbone(given, build.tokenizer(given))
+        build.adapted_backbone(given)
 
 
 def test_a_plan_of_the_real_data_counts_it(world):

@@ -186,28 +186,22 @@ def data_module(config: DictConfig, tokenizer):
     return data
 
 
-def backbone(config: DictConfig, tokenizer):
+def backbone(config: DictConfig):
     """The frozen model.
 
     Raises:
         FileNotFoundError: the weights are not there.
         ValueError: the tokenizer has ids that the model has no embedding for.
     """
-    from llama_adapter.loading import backbone_config, is_hub_id, load_backbone
+    from llama_adapter.loading import is_hub_id, load_backbone
 
     model = model_config(config)
     if not Path(model.path).is_dir() and not is_hub_id(model.path):
         raise FileNotFoundError(missing_weights(model))
-    vocabulary = backbone_config(model.path).vocab_size
-    if tokenizer.vocabulary_size > vocabulary:
-        raise ValueError(
-            f"The tokenizer {model.tokenizer} has {tokenizer.vocabulary_size} ids, but {model.name} has "
-            f"{vocabulary} embeddings. Set model.tokenizer to the model's own tokenizer."
-        )
-    return load_backbone(model.path, dtype=model.dtype, quantization=model.quantization)
+    return load_backbone(model.path, dtype=model.dtype, quantization=model.quantization, tokenizer=model.tokenizer)
 
 
-def adapted_backbone(config: DictConfig, tokenizer):
+def adapted_backbone(config: DictConfig):
     """The model with the adapter at `adapter_path`, checked before any weight is loaded; bare when that is null.
 
     Raises:
@@ -219,11 +213,11 @@ def adapted_backbone(config: DictConfig, tokenizer):
     from llama_adapter.loading import backbone_config
 
     if not config.adapter_path:
-        return backbone(config, tokenizer)
+        return backbone(config)
     if Path(config.adapter_path).suffix == ".pth":  # the authors' files do not say what they belong to
         adapter = node(config, "adapter")
         return load_adapter(
-            backbone(config, tokenizer),
+            backbone(config),
             config.adapter_path,
             prompt_layers=adapter.prompt_layers,
             gate_activation=adapter.gate_activation,
@@ -231,7 +225,7 @@ def adapted_backbone(config: DictConfig, tokenizer):
     adapter, path = read_adapter(config.adapter_path), model_config(config).path
     if Path(path).is_dir():
         check_compatible(adapter, backbone_config(path), fingerprint_of_path(path))
-    return load_adapter(backbone(config, tokenizer), config.adapter_path)
+    return load_adapter(backbone(config), config.adapter_path)
 
 
 def evaluation_trainer(config: DictConfig):

@@ -29,11 +29,11 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
         The metrics; empty when instructions were answered.
     """
     check_keys(config)
-    start(config.seed)
+    start(config)
     tokenizer = build.tokenizer(config)
     data = build.data_module(config, tokenizer)
     evaluation = build.node(config.task, "evaluation")
-    model = build.adapted_backbone(config, tokenizer)
+    model = build.adapted_backbone(config)
 
     if config.instructions:
         count = evaluation.answer(model, data, config.instructions, folder)

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +36,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     if rank_zero_only.rank == 0:  # the other devices' processes find the folder opened
         open_folder(config, folder, typed)
     resumed = newest_checkpoint(folder / "checkpoints") if config.resume else None
-    start(config.seed)
+    start(config)
 
     tokenizer = build.tokenizer(config)
     data = build.data_module(config, tokenizer)
@@ -47,7 +48,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     log.info("%s\n", plan)
     evaluation = build.node(config.task, "evaluation")
     trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
-    model = attach(build.backbone(config, tokenizer), build.node(config, "adapter"))
+    model = attach(build.backbone(config), build.node(config, "adapter"))
     module = AdapterModule(model, build.node(config, "optimizer"))
     if resumed:
         log.info("Resuming after step %d from %s.", resumed[1], resumed[0])
@@ -86,9 +87,11 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     return metrics
 
 
-def start(seed: int) -> None:
-    """Seeds every generator, and leaves Lightning its warnings but not its tips and lists of devices."""
-    lightning.seed_everything(seed, workers=True, verbose=False)
+def start(config: DictConfig) -> None:
+    """Seeds every generator, sets the threads, and leaves Lightning its warnings but not its tips and device lists."""
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    if config.hardware.threads:
+        torch.set_num_threads(config.hardware.threads)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
