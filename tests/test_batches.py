@@ -53,3 +53,9 @@ def test_bad_values(key, value, least):
     with pytest.raises(ValueError) as caught:
         BatchConfig(**{key: value})
     assert str(caught.value) == f"data.{key} must be at least {least}, got {value}."
+
+
+def test_an_unknown_batching():
+    with pytest.raises(ValueError) as caught:
+        BatchConfig(batching="packed")
+    assert str(caught.value) == "data.batching is 'packed'. Choose flat or padded."

@@ -201,7 +201,7 @@ def test_samples(tmp_path, caplog):
     assert (table["key"], table["step"]) == ("samples", 6)
     assert table["columns"] == ["epoch", "instruction", "input", "answer"]
     assert table["data"] == [[2, "5 6 7", "", answers[0]], [2, "8", "9 10", answers[1]]]
-    assert caplog.messages[-1] == f"Epoch 2: 8 -> {answers[1]}"
+    assert caplog.messages[-1] == f"Epoch 2: 8 / 9 10 -> {answers[1]}"
 
 
 def test_samples_change_nothing_in_the_run(tmp_path):

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from llama_adapter.attach import attach
 from llama_adapter.data import IGNORED, PaddedCollator
 from llama_adapter.flat_batches import FlatCollator, flat_model_inputs
-from llama_adapter.head_loss import head_loss
 from llama_adapter.module import response_loss
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import FAMILY_SHAPES, tiny_model
@@ -52,21 +51,15 @@ def trained_states(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
     return model.base_model(**flat_model_inputs(batch)).last_hidden_state[trained], targets[trained]
 
 
-def flat_loss(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden, targets = trained_states(model, batch)
-    loss = head_loss(hidden, model.get_output_embeddings(), targets, chunk_tokens=7)
-    return loss, torch.tensor(len(targets))
-
-
 def token_losses(model, batch) -> torch.Tensor:
     with torch.no_grad():
         hidden, targets = trained_states(model, batch)
         return F.cross_entropy(model.get_output_embeddings()(hidden).float(), targets, reduction="none")
 
 
-def step(loss_function, model, batch) -> tuple[float, int, dict[str, torch.Tensor]]:
+def step(model, batch) -> tuple[float, int, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss, tokens = loss_function(model, batch)
+    loss, tokens = response_loss(model, batch)
     loss.backward()
     return loss.item(), int(tokens), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -92,25 +85,25 @@ def test_a_flat_row_is_the_padded_batch(shape, number, share_prefixes):
     model, batch = adapted(shape), examples(number)
     row = FlatCollator(0, share_prefixes=share_prefixes)(batch)
     assert (row["tokens_saved"] > 0) == (share_prefixes and number > 2)
-    assert_equal(step(flat_loss, model, row), step(response_loss, model, PaddedCollator(0)(batch)))
+    assert_equal(step(model, row), step(model, PaddedCollator(0)(batch)))
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
 def test_key_value_heads(heads):
     model, batch = adapted("llama", prompt_layers=3, num_key_value_heads=heads), examples(6)
-    padded = step(response_loss, model, PaddedCollator(0)(batch))
-    assert_equal(step(flat_loss, model, FlatCollator(0)(batch)), padded)
+    padded = step(model, PaddedCollator(0)(batch))
+    assert_equal(step(model, FlatCollator(0)(batch)), padded)
 
 
 def test_padding_of_the_row_changes_nothing():
     model, batch = adapted(), examples(5)
     row = FlatCollator(0, multiple=64)(batch)
     assert row["input_ids"].shape[1] % 64 == 0
-    assert_equal(step(flat_loss, model, row), step(response_loss, model, PaddedCollator(0)(batch)))
+    assert_equal(step(model, row), step(model, PaddedCollator(0)(batch)))
 
 
-def test_integer_positions_of_the_head_are_an_alternative_to_head_loss():
-    """The library's own head on a flat row, as generation and evaluation would call it."""
+def test_logits_of_a_flat_row():
+    """The whole model takes the keywords too, not its base alone."""
     model, row = adapted(), FlatCollator(0)(examples(5))
     targets = F.pad(row["labels"][:, 1:], (0, 1), value=IGNORED)
     kept = targets != IGNORED
@@ -123,17 +116,17 @@ def test_integer_positions_of_the_head_are_an_alternative_to_head_loss():
 @pytest.mark.parametrize("share_prefixes", [False, True])
 def test_gradient_checkpointing(share_prefixes):
     model, row = adapted(), FlatCollator(0, share_prefixes=share_prefixes)(examples(5))
-    plain = step(flat_loss, model, row)
+    plain = step(model, row)
     model.train()  # transformers recomputes in training mode only; there is no dropout in it
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    recomputed = step(flat_loss, model, row)
+    recomputed = step(model, row)
     assert plain[0] == recomputed[0]
     assert all(torch.equal(recomputed[2][name], gradient) for name, gradient in plain[2].items())
 
 
 def test_a_row_of_padding_trains_nothing():
     model = adapted()
-    loss, tokens, gradients = step(flat_loss, model, FlatCollator(0)([]))
+    loss, tokens, gradients = step(model, FlatCollator(0)([]))
     assert (loss, tokens) == (0.0, 0)
     assert all(not gradient.any() for gradient in gradients.values())
 
@@ -160,10 +153,10 @@ def test_another_answer_leaves_the_other_documents_bit_identical(shape, share_pr
 
 def test_bfloat16_base():
     batch = examples(9)
-    exact = step(response_loss, adapted(), PaddedCollator(0)(batch))
+    exact = step(adapted(), PaddedCollator(0)(batch))
     model = adapted(dtype=torch.bfloat16)
-    padded = step(response_loss, model, PaddedCollator(0)(batch))
-    flat = step(flat_loss, model, FlatCollator(0)(batch))
+    padded = step(model, PaddedCollator(0)(batch))
+    flat = step(model, FlatCollator(0)(batch))
     assert {gradient.dtype for gradient in flat[2].values()} == {torch.float32}
     # bfloat16 rounds to 0.4 % some ten times in three layers, differently in the two paths. So the flat row may be off
     # by what bfloat16 itself is off, and no more; a mask or position that is wrong would be off by tens of per cent.
@@ -194,8 +187,8 @@ def join_documents(row):
 def test_these_tests_see_mistakes(mistake):
     """Gates are large enough that what is easily done wrong is far outside of every tolerance above."""
     model, batch = adapted(), examples(5)
-    wrong = step(flat_loss, model, mistake(FlatCollator(0)(batch)))
-    _, gradients = differences(wrong, step(response_loss, model, PaddedCollator(0)(batch)))
+    wrong = step(model, mistake(FlatCollator(0)(batch)))
+    _, gradients = differences(wrong, step(model, PaddedCollator(0)(batch)))
     assert gradients > 0.1
 
 
@@ -217,7 +210,7 @@ def test_compiled_layers_are_compiled_once_for_all_rows():
     for seed, number in enumerate((24, 40, 30, 1, 27)):
         row = collator(long_examples(number, seed))
         assert row["input_ids"].shape[1] > 256, "shorter rows are compiled once more, by a guard of the matrix products"
-        assert_equal(step(flat_loss, compiled, row), step(flat_loss, plain, row))
+        assert_equal(step(compiled, row), step(plain, row))
         graphs.append(counters["stats"]["unique_graphs"])
     # The frozen layer and the first adapted one, whose input needs no gradient, and the others.
     assert graphs == [3] * 5

@@ -134,10 +134,11 @@ def test_loss_and_gradient_are_those_of_the_mean_over_the_global_batch(tmp_path,
         assert row["train/gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_a_run_does_not_depend_on_the_micro_batch(tmp_path):
+def test_a_run_does_not_depend_on_the_micro_batch_or_the_batching(tmp_path):
     runs = []
-    for micro in (8, 4, 2):
-        run = fit(tmp_path / str(micro), batches=BatchConfig(global_batch_size=8, micro_batch_size=micro))
+    for micro, batching in ((8, "padded"), (4, "padded"), (2, "padded"), (8, "flat"), (2, "flat")):
+        batches = BatchConfig(global_batch_size=8, micro_batch_size=micro, batching=batching)
+        run = fit(tmp_path / f"{micro}_{batching}", batches=batches)
         assert run.trainer.global_step == 9
         runs.append(run)
     for run in runs[1:]:

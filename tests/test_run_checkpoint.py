@@ -109,6 +109,13 @@ def test_resumes_with_worker_processes(tmp_path, whole_runs):
     assert_same_run(tmp_path, run(tmp_path, resume=True, **data), *whole_runs())
 
 
+def test_resumes_with_flat_batches(tmp_path):
+    data = {"batches": BatchConfig(global_batch_size=8, micro_batch_size=2, batching="flat")}
+    whole = run(tmp_path / "whole", **data)
+    run(tmp_path / "killed", FailAt(5), **data)
+    assert_same_run(tmp_path / "killed", run(tmp_path / "killed", resume=True, **data), tmp_path / "whole", whole)
+
+
 @pytest.mark.parametrize("crash", [5, 6])
 @pytest.mark.parametrize("micro", [1, 4])
 def test_resumes_with_other_micro_batches(tmp_path, whole_runs, crash, micro):

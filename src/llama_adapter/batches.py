@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+BATCHINGS = ("flat", "padded")
+
 
 @dataclass
 class BatchConfig:
@@ -11,16 +13,22 @@ class BatchConfig:
         global_batch_size: examples per optimizer step, over all devices; the learning rate is scaled by it.
         micro_batch_size: at most this many examples on a device at once; the rest is accumulated.
         num_workers: processes that prepare batches, per device; 0 prepares them in the training process.
+        batching: `padded`, rows padded to the longest; or `flat`, all examples end to end in one row with shared
+            beginnings held once: the same loss and gradients for fewer tokens.
     """
 
     global_batch_size: int = 64
     micro_batch_size: int = 4
     num_workers: int = 0
+    batching: str = "padded"
 
     def __post_init__(self) -> None:
         for key, least in (("global_batch_size", 1), ("micro_batch_size", 1), ("num_workers", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"data.{key} must be at least {least}, got {getattr(self, key)}.")
+
+        if self.batching not in BATCHINGS:
+            raise ValueError(f"data.batching is {self.batching!r}. Choose {' or '.join(BATCHINGS)}.")
 
     def split(self, devices: int) -> tuple[int, int]:
         """Micro-batch size and accumulation that give the global batch on this many devices.

@@ -15,10 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
 from llama_adapter.batches import BatchConfig
-
-IGNORED = -100  # the label of a token that is not trained; what torch's cross_entropy ignores by default
-
-Example = dict[str, Tensor]
+from llama_adapter.examples import IGNORED, Example
+from llama_adapter.flat_batches import FlatCollator
 
 
 class PaddedCollator:
@@ -150,7 +148,7 @@ class ExampleDataModule(LightningDataModule):
         self.batches = batches or BatchConfig()
         self.seed = seed
         self.shuffle = shuffle
-        self.collator = PaddedCollator(tokenizer.pad_id)
+        self.collator = {"flat": FlatCollator, "padded": PaddedCollator}[self.batches.batching](tokenizer.pad_id)
         self.train_dataset: Sequence[Example] = []
         self.validation_dataset: Sequence[Example] = []
         self.test_dataset: Sequence[Example] = []

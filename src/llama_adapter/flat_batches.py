@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llama_adapter.data import IGNORED, Example
+from llama_adapter.examples import IGNORED, Example
 from llama_adapter.flat_attention import NO_MASK
 
 MIN_PREFIX = 8  # tokens; below that the copies of its keys and one more segment cost what it saves

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from llama_adapter.data import IGNORED
+from llama_adapter.examples import IGNORED
+from llama_adapter.flat_batches import flat_model_inputs
+from llama_adapter.head_loss import head_loss
 from llama_adapter.optim import OptimizerConfig, schedule
 
 
@@ -24,21 +26,24 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the trained tokens of a right-padded batch, in nats, and their number.
+    """Cross entropy summed over the trained tokens of a batch, in nats, and their number.
 
     Args:
-        model: a causal LM.
-        batch: `input_ids` and `labels`, [B, T] each; the output at t predicts the label at t + 1.
+        model: a causal LM from `attach`.
+        batch: of a `PaddedCollator`, `input_ids` and `labels`, [B, T] each; or of a `FlatCollator`. The output at t
+            predicts the label at t + 1, in a flat row too: the first token of a document is never trained.
 
     Returns:
         Two scalars; the loss in float32. The head runs at the trained positions only.
     """
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T], the label each output predicts
     trained = targets != IGNORED
-    # No attention_mask: padding is on the right, where causal attention never looks, and the kernel stays `is_causal`.
-    logits = model(
-        input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained
-    ).logits  # [trained, vocabulary]
+    if "cu_seqlens" in batch:
+        hidden = model.base_model(**flat_model_inputs(batch)).last_hidden_state[trained]  # [trained, C]
+        return head_loss(hidden, model.get_output_embeddings(), targets[trained]), trained.sum()
+    # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
+    # attention never looks, and the kernel stays `is_causal`.
+    logits = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained).logits  # [trained, V]
     return F.cross_entropy(logits.float(), targets[trained], reduction="sum"), trained.sum()
 
 
