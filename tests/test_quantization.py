@@ -146,3 +146,15 @@ def test_missing_library(quantization, monkeypatch):
     message = rf'model\.quantization={quantization} needs bitsandbytes: pip install "llama-adapter\[quantization\]"\.'
     with pytest.raises(ValueError, match=message):
         check_quantization(quantization)
+
+
+def test_nf4_weights_stay_as_they_are_on_the_cpu(library):
+    """bitsandbytes would repack them where the CPU has AVX512-BF16, for a kernel without a backward."""
+    model = quantize(tiny_model(hidden_size=192, intermediate_size=512).requires_grad_(False), "nf4")
+    layers = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+    before = [layer.weight.data.clone() for layer in layers]
+    attach(model, AdapterConfig(prompt_length=3, prompt_layers=3, gate_init="random")).eval()
+    logits(model)  # inputs without a gradient, in evaluation mode
+    model(IDS).logits.square().sum().backward()
+    assert all(torch.equal(layer.weight.data, weight) for layer, weight in zip(layers, before, strict=True))
+    assert all(adapter.prompt.grad.abs().sum() > 0 for adapter in adapters(model).values())

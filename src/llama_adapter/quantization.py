@@ -70,6 +70,9 @@ def _quantized(linear: nn.Linear, quantization: str, device: torch.device | None
             layer = bitsandbytes.nn.LinearNF4(
                 linear.in_features, linear.out_features, bias=bias, compute_dtype=linear.weight.dtype
             )
+            # On CPUs with AVX512-BF16 it would repack its weight at the first input without a gradient, for a kernel
+            # that has no backward: prompts of the lowest adapted layer would stop training.
+            layer.support_avx512bf16_for_cpu = False
         else:
             layer = bitsandbytes.nn.Linear8bitLt(
                 linear.in_features, linear.out_features, bias=bias, has_fp16_weights=False

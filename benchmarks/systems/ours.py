@@ -1,0 +1,45 @@
+"""Our training step in its forms, from the plain padded one to a flat row with shared prefixes and compiled layers."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
+
+from benchmarks.shapes import same_weights
+from benchmarks.systems.system import PAD_ID, Batch, System, Workload, trainable_parameters
+from llama_adapter.examples import Example
+from llama_adapter.flat_batches import FlatCollator
+from llama_adapter.module import response_loss
+
+
+def padded_max(workload: Workload) -> System:
+    return _padded(workload.adapted, workload.pad_to_max)
+
+
+def padded_longest(workload: Workload) -> System:
+    return _padded(workload.adapted, workload.pad_to_longest)
+
+
+def flat(workload: Workload) -> System:
+    return _flat(workload.adapted, share_prefixes=False)
+
+
+def flat_prefix(workload: Workload) -> System:
+    return _flat(workload.adapted, share_prefixes=True)
+
+
+def flat_prefix_compiled(workload: Workload) -> System:
+    model = same_weights(workload.adapted)  # compiling changes a module in place
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, fullgraph=True)
+    return _flat(model, share_prefixes=True)
+
+
+def _padded(model: PreTrainedModel, collate: Callable[[Sequence[Example]], list[Batch]]) -> System:
+    return System(trainable_parameters(model), collate, lambda batch: response_loss(model, batch)[0])
+
+
+def _flat(model: PreTrainedModel, *, share_prefixes: bool) -> System:
+    collate = FlatCollator(PAD_ID, share_prefixes=share_prefixes)
+    return System(
+        trainable_parameters(model), lambda examples: [collate(examples)], lambda batch: response_loss(model, batch)[0]
+    )
