@@ -38,13 +38,14 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     """
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T], the label each output predicts
     trained = targets != IGNORED
+    head = model.get_output_embeddings()
     if "cu_seqlens" in batch:
         hidden = model.base_model(**flat_model_inputs(batch)).last_hidden_state[trained]  # [trained, C]
-        return head_loss(hidden, model.get_output_embeddings(), targets[trained]), trained.sum()
+        return head_loss(hidden, head, targets[trained]), trained.sum()
     # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
     # attention never looks, and the kernel stays `is_causal`.
-    logits = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=trained).logits  # [trained, V]
-    return F.cross_entropy(logits.float(), targets[trained], reduction="sum"), trained.sum()
+    hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[trained]  # [trained, C]
+    return F.cross_entropy(head(hidden).float(), targets[trained], reduction="sum"), trained.sum()
 
 
 class AdapterModule(LightningModule):
