@@ -49,6 +49,7 @@ PLAN = ("task=alpaca", "trainer=8xa100", "plan=true")
         ("+model.architecture.layer=2", "Unknown key 'model.architecture.layer'. Did you mean 'layers'?"),
         ("model.quantization=int3", "model.quantization is 'int3'. Choose int8, nf4 or null."),
         ("trainer.max_epochs=ten", "trainer.max_epochs must be a whole number of at least -1, got 'ten'."),
+        ("model=custom", "model.path has no value. Give it: model.path=<value>."),
         ("seed=-1", "seed must be a whole number of at least 0, got -1."),
         ("trainer.devices=auto", "trainer.devices is 'auto'. Give their number, or a list of their indices."),
         ("adapter.prompt_length=[1", "Cannot read the argument 'adapter.prompt_length=[1': no viable alternative at input '[1'"),
