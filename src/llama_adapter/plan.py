@@ -129,8 +129,8 @@ class Plan:
 
         Activations count what autograd keeps of each adapted layer of transformers' decoders: frozen projections keep
         nothing (their gradient needs the weight alone), so it is the two norms' float32 inputs, query, key, value and
-        output of the attention, the softmax over the prompts, and gate, activation and product of the MLP. Layers
-        below the adapted ones keep nothing.
+        output of the attention, output of the prompt half, a log-sum-exp of each, and gate, activation and product of
+        the MLP. Layers below the adapted ones keep nothing. Flat rows need less: the longest batch is padded here.
         """
         shape, size = self.architecture, DTYPE_BYTES[self.dtype]
         packed = shape.layers * shape.layer_weights
@@ -141,7 +141,7 @@ class Plan:
         per_token = (
             2 * 4 * shape.hidden_size
             + size * (3 * attention_width + 2 * shape.key_value_heads * shape.head_size)
-            + shape.heads * self.prompt_length * (8 + size)
+            + shape.heads * 2 * 4
             + 3 * size * shape.intermediate_size
         )
         tokens = self.micro_batch_size * self.max_length
