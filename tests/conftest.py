@@ -66,3 +66,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared reference data: set LLAMA_ADAPTER_SHARED to its folder")
     return folder
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails the test when weights are read."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    for reader in ("_load_hugging_face", "_load_meta"):
+        monkeypatch.setattr(f"llama_adapter.loading.{reader}", load)

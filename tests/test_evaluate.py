@@ -32,17 +32,6 @@ def run_folder(world, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
-    """Fails the test when weights are read."""
-
-    def load(*args, **kwargs):
-        raise AssertionError("weights were loaded")
-
-    for reader in ("_load_hugging_face", "_load_meta"):
-        monkeypatch.setattr(f"llama_adapter.loading.{reader}", load)
-
-
 def evaluate(tmp_path, *arguments: object):
     return call("evaluate.py", *arguments, f"hydra.run.dir='{tmp_path / 'evaluation'}'")
 

@@ -34,17 +34,6 @@ def tiny(world: TinyWorld, *overrides: str) -> DictConfig:
     return config(*world.overrides(None), *overrides)
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
-    """Fails the test when weights are read."""
-
-    def load(*args, **kwargs):
-        raise AssertionError("weights were loaded")
-
-    for reader in ("_load_hugging_face", "_load_meta"):
-        monkeypatch.setattr(f"llama_adapter.loading.{reader}", load)
-
-
 def test_a_node_becomes_its_dataclass():
     node = build.node(config("adapter.prompt_length=4", "adapter.prompt_layers=3"), "adapter")
     assert node == AdapterConfig(prompt_length=4, prompt_layers=3)
