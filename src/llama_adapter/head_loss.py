@@ -58,14 +58,16 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             logits = F.linear(hidden[part], weight, bias).float()  # [chunk, vocabulary]
-            target = targets[part, None]  # [chunk, 1]
-            normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normaliser - logits.gather(-1, target)).sum()
+            target = targets[part]  # [chunk]
+            of_target = logits.gather(-1, target[:, None])
+            largest = logits.amax(dim=-1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()  # in the memory of the logits, which are read for the last time
+            total = exponentials.sum(dim=-1, keepdim=True)
+            loss += (total.log() + largest - of_target).sum()
             if differentiate:
-                # softmax - one-hot, in the memory of the logits
-                slope = logits.sub_(normaliser).exp_()
-                slope.scatter_add_(-1, target, slope.new_full(target.shape, -1.0))
-                gradient[part] = slope.to(weight.dtype) @ weight
+                # (softmax - one-hot) @ weight, divided after the product: a chunk x C division, not chunk x vocabulary
+                product = exponentials.to(weight.dtype) @ weight
+                gradient[part] = product.float().div_(total).sub_(weight[target]).to(weight.dtype)
         if differentiate:
             ctx.save_for_backward(gradient)
         return loss
