@@ -5,20 +5,27 @@ its own; the positions of a document continue those of its prefix. No mask is la
 inside one custom operator with its own backward: one autograd node per layer, no graph break under `torch.compile`.
 
 On the CPU each segment is a call of torch's flash kernel. On CUDA a bfloat16 or float16 row is one call of
-`torch.nn.attention.varlen` over gathered keys, written from its source in torch 2.13 and UNTRIED on a GPU (the test
-marked `gpu` compares it); any other row there is a loop of matrix products.
+`torch.nn.attention.varlen` over gathered keys; any other row there is a loop of matrix products. The varlen call is
+written from its source in torch 2.13 and UNTRIED on a GPU, so its first use compares it with the loop on a small row,
+forward and backward, and where they differ the loop is used and a warning says so.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from llama_adapter.flat_segment import CPU, PLAIN, Segment, read_segments, sum_dtype
 
+log = logging.getLogger(__name__)
+
 # transformers hands a 4D mask on untouched; given none, it would see the positions start anew and build [1, 1, T, T].
 # Nothing is True in it: a kernel that took it for a mask would return NaN and not a plausible number.
 NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
+VARLEN_TOLERANCE = 0.05  # relative; bfloat16 rounds at 0.4 %, in every product
 
 
 def flat_attention(
@@ -69,8 +76,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, [1, H, T, D], and the log-sum-exp of the scores, [1, H, T]."""
     segments = read_segments(cu_seqlens, prefix)
-    if has_varlen(query):
-        return _varlen_forward(query, key, value, segments, scale, window)
+    forward = _varlen_forward if has_varlen(query) else _loop_forward
+    return forward(query, key, value, segments, scale, window)
+
+
+def _loop_forward(query, key, value, segments, scale, window):
     kernel = CPU if query.is_cpu else PLAIN
     output, lse = _empty_output(query)
     for segment, keys, values in _keys_and_values(segments, key, value):
@@ -94,8 +104,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; those of a prefix are sums over its documents, added up in float32."""
     segments = read_segments(cu_seqlens, prefix)
-    if has_varlen(query):
-        return _varlen_backward(gradient, query, key, value, output, lse, segments, scale, window)
+    backward = _varlen_backward if has_varlen(query) else _loop_backward
+    return backward(gradient, query, key, value, output, lse, segments, scale, window)
+
+
+def _loop_backward(gradient, query, key, value, output, lse, segments, scale, window):
     kernel = CPU if query.is_cpu else PLAIN
     query_gradient = _empty_like(query)
     totals = [_empty_like(states, sum_dtype(states)).zero_() for states in (key, value)]
@@ -169,7 +182,42 @@ def has_varlen(query: Tensor) -> bool:
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and varlen_agrees(query.device, query.dtype, query.shape[-1])
     )
+
+
+@cache
+def varlen_agrees(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether the kernel and the loop give the same output and gradients for a prefix with two documents.
+
+    A mask aligned at the upper left, or a missing one, is off by the size of the numbers themselves; half precision by
+    its rounding. Warns when they differ, or when the kernel cannot be called.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = ((1, 4, 24, size), (1, 2, 24, size), (1, 2, 24, size), (1, 4, 24, size))
+    query, key, value, gradient = (
+        torch.randn(shape, generator=generator, device=device, dtype=dtype) for shape in shapes
+    )
+    segments = read_segments(torch.tensor([0, 5, 9, 24]), torch.tensor([-1, 0, 0]))
+    results = []
+    try:
+        for forward, backward in ((_loop_forward, _loop_backward), (_varlen_forward, _varlen_backward)):
+            output, lse = forward(query, key, value, segments, size**-0.5, None)
+            results.append((output, *backward(gradient, query, key, value, output, lse, segments, size**-0.5, None)))
+    except (RuntimeError, ImportError, AttributeError, NotImplementedError) as error:
+        problem = str(error).splitlines()[0]
+    else:
+        off = max(((a.float() - b.float()).norm() / a.float().norm()).item() for a, b in zip(*results, strict=True))
+        if off < VARLEN_TOLERANCE:
+            return True
+        problem = f"it is off by {off:.0%}"
+    log.warning(
+        "torch.nn.attention.varlen of torch %s cannot be used here for flat rows (%s). A loop over the documents takes "
+        "its place, which is right but slower; data.batching=padded may be faster.",
+        torch.__version__,
+        problem,
+    )
+    return False
 
 
 def varlen_layout(segments: Sequence[Segment], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor, int, int]]:
