@@ -72,7 +72,8 @@ class BareLoop(Callback):
         self.seconds["bare"].append(self._resumed - paused)
 
     def step(self) -> None:
-        batch = {key: value.to(self.device) for key, value in next(self.batches).items()}
+        made = next(self.batches)
+        batch = {key: made[key].to(self.device) for key in made if key != "counts"}
         loss, tokens = response_loss(self.model, batch)
         (loss / tokens).backward()
         self.optimizer.step()

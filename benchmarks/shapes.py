@@ -82,14 +82,19 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", help=f"{' or '.join(PRESETS)}; what follows overrides it")
     for field in fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type)
+    parser.add_argument("--threads", type=int, help="of the CPU; as many as torch chooses when not given")
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
-    """The preset with what was given on the command line.
+    """The preset with what was given on the command line; sets the number of threads, too.
 
     Raises:
-        ValueError: the preset is unknown, or the shape is none.
+        ValueError: the preset is unknown, the shape is none, or there are no threads.
     """
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}.")
+        torch.set_num_threads(options.threads)
     if options.preset not in PRESETS:
         raise ValueError(f"--preset is {options.preset!r}. Choose {' or '.join(PRESETS)}.")
     given = {field.name: getattr(options, field.name) for field in fields(Shape)}

@@ -29,7 +29,7 @@ from llama_adapter.examples import Example
 SYSTEMS: dict[str, Callable[[Workload], System]] = {
     "paper": paper.system,
     "paper_compiled": paper.compiled_system,
-    "padded_max": ours.padded_max,
+    "padded512": ours.padded512,
     "padded_longest": ours.padded_longest,
     "flat": ours.flat,
     "flat_prefix": ours.flat_prefix,

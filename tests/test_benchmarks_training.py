@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 TINY = "--dim 32 --layers 3 --heads 2 --vocab 64 --prompt-length 3 --prompt-layers 2 --rounds 2"
 TRAIN = f"{TINY} --batch 6 --max-length 64 --micro-batch 4"
-SYSTEMS = ["paper", "padded_max", "padded_longest", "flat", "flat_prefix"]
+SYSTEMS = ["paper", "padded512", "padded_longest", "flat", "flat_prefix"]
 
 
 def lines_of(capsys) -> list[dict]:
@@ -37,7 +37,7 @@ def test_every_system_agrees_and_reports(capsys):
         assert line["ratio_range"][0] <= line["ratio"] <= line["ratio_range"][1]
         assert line["peak_megabytes"] is None or line["peak_megabytes"] >= 0
     share = {name: line["useful_share"] for name, line in by_name.items()}
-    assert share["paper"] == share["padded_max"] <= share["padded_longest"] <= share["flat"] == 1 < share["flat_prefix"]
+    assert share["paper"] == share["padded512"] <= share["padded_longest"] <= share["flat"] == 1 < share["flat_prefix"]
 
 
 def test_the_systems_of_a_check_have_different_batches():
@@ -48,7 +48,7 @@ def test_the_systems_of_a_check_have_different_batches():
         name: [tuple(micro["input_ids"].shape) for micro in training.SYSTEMS[name](workload).collate(batch)]
         for name in SYSTEMS
     }
-    assert shapes["paper"] == shapes["padded_max"] == [(4, 64), (2, 64)]
+    assert shapes["paper"] == shapes["padded512"] == [(4, 64), (2, 64)]
     assert shapes["flat"] == [(1, count_tokens(batch)[0])]
     assert shapes["flat_prefix"][0][1] < shapes["flat"][0][1]
 
@@ -58,9 +58,9 @@ def test_a_system_that_is_wrong_fails_the_check(capsys, monkeypatch):
         right = training.SYSTEMS["flat"](workload)
         return System(right.trainable, right.collate, lambda batch: right.loss(batch) * 1.001)
 
-    monkeypatch.setitem(training.SYSTEMS, "padded_max", wrong)
-    with pytest.raises(ArithmeticError, match=r"padded_max is off by 1\.0e-03 in the loss and 1\.0e-03 in the grad"):
-        training.main(f"{TRAIN} --check --systems paper,padded_max".split())
+    monkeypatch.setitem(training.SYSTEMS, "padded512", wrong)
+    with pytest.raises(ArithmeticError, match=r"padded512 is off by 1\.0e-03 in the loss and 1\.0e-03 in the grad"):
+        training.main(f"{TRAIN} --check --systems paper,padded512".split())
 
 
 def test_a_system_that_cannot_run_is_skipped_with_its_reason(capsys, monkeypatch):

@@ -246,7 +246,10 @@ def test_report_of_a_loss_that_is_no_number(tmp_path, caplog):
     assert report["replay"] == f"python train.py resume={tmp_path} trainer.max_steps=5"
     # The four micro-batches of the second global batch of the second epoch.
     batches = list(fresh_batches(epoch=1))[4:8]
-    assert report["batch"] == [{key: value.tolist() for key, value in batch.items()} for batch in batches]
+    for found, batch in zip(report["batch"], batches, strict=True):
+        assert found == {
+            key: value.tolist() if isinstance(value, torch.Tensor) else list(value) for key, value in batch.items()
+        }
     assert report["gates"].keys() == {"1", "2"}
     for layer, gates in report["gates"].items():
         assert gates == adapters(model)[int(layer)].gate.tanh().tolist()

@@ -78,7 +78,7 @@ def check(config: DictConfig) -> None:
     check_keys(config)
     for name in NODES:
         assert build.model_config(config) if name == "model" else build.node(config, name)
-    found = nodes(OmegaConf.to_container(config))
+    found = nodes(OmegaConf.to_container(build.without_own_keys(config)))
     assert {"model", "adapter", "task.data", "task.evaluation", "trainer", "callbacks.checkpoint"} <= {
         n for n, _ in found
     }

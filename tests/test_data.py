@@ -8,6 +8,8 @@ import torch
 
 from llama_adapter.batches import BatchConfig
 from llama_adapter.data import EpochOrder, ExampleDataModule, GlobalBatchSampler, PaddedCollator, ResumableLoader
+from llama_adapter.dealing import DealByNumber
+from llama_adapter.examples import TokenCounts
 from tests.tiny_training import TinyData, make_examples
 
 # Examples, global batch, micro-batch, devices: even ones, ragged last batches, batches smaller than the devices.
@@ -21,13 +23,14 @@ def samplers(
     n: int, global_batch: int, micro: int, devices: int, *, shuffle: bool = True, seed: int = 0, epoch: int = 0
 ):
     """One per device."""
-    accumulation = BatchConfig(global_batch, micro).split(devices)[1]
+    batches = BatchConfig(global_batch, micro, batching="padded")
+    accumulation = batches.split(devices)[1]
     result = []
     for rank in range(devices):
         order = EpochOrder(n, shuffle=shuffle, seed=seed)
         order.set_epoch(epoch)
-        options = {"accumulation": accumulation, "rank": rank, "devices": devices}
-        result.append(GlobalBatchSampler(order, global_batch_size=global_batch, **options))
+        options = {"global_batch_size": global_batch, "accumulation": accumulation, "rank": rank}
+        result.append(GlobalBatchSampler(order, DealByNumber(batches, devices), **options))
     return result, accumulation
 
 
@@ -129,17 +132,20 @@ def test_right_padding():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 9], [1, 4, 9, 9], [1, 5, 6, 7]]
     assert batch["labels"].tolist() == [[-100, -100, 3, -100], [-100, 4, -100, -100], [-100, 5, 6, 7]]
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.long
+    assert batch["counts"] == TokenCounts(useful=9, computed=12, padding=3, attended=6 + 3 + 10)
 
 
 def test_only_what_the_model_reads_is_in_a_batch():
     """An example may carry more, such as its record."""
-    assert PaddedCollator(0)([example(1, 2) | {"length": torch.tensor(2)}]).keys() == {"input_ids", "labels"}
+    batch = PaddedCollator(0)([example(1, 2) | {"length": torch.tensor(2)}])
+    assert batch.keys() == {"input_ids", "labels", "counts"}
 
 
 def test_the_empty_batch_trains_nothing():
     batch = PaddedCollator(pad_id=9)([])
     assert batch["input_ids"].tolist() == [[9, 9]]
     assert batch["labels"].tolist() == [[-100, -100]]
+    assert batch["counts"] == TokenCounts(useful=0, computed=2, padding=2, attended=0)
 
 
 # --- loaders --------------------------------------------------------------------------------------------------------
@@ -154,7 +160,9 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def loader(workers: int = 0) -> ResumableLoader:
-    sampler = GlobalBatchSampler(EpochOrder(22, shuffle=True), global_batch_size=8, accumulation=4, rank=0, devices=1)
+    dealer = DealByNumber(BatchConfig(8, 2, batching="padded"), devices=1)
+    order = EpochOrder(22, shuffle=True)
+    sampler = GlobalBatchSampler(order, dealer, global_batch_size=8, accumulation=4, rank=0)
     return ResumableLoader(Numbers(), batch_sampler=sampler, collate_fn=list, num_workers=workers)
 
 
@@ -191,22 +199,48 @@ def test_the_position_counts_what_the_trainer_has_not_what_workers_have_prepared
 
 
 def test_loaders_without_a_trainer():
-    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=2))
+    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=2, batching="padded"))
     assert len(data.train_dataloader()) == 12
-    assert [len(batch["input_ids"]) for batch in data.val_dataloader()] == [2, 2, 1]
-    assert [len(batch["input_ids"]) for batch in data.test_dataloader()] == [2, 2, 1]
-    in_order = torch.cat([batch["input_ids"][:, 0] for batch in data.val_dataloader()])
-    assert in_order.tolist() == [e["input_ids"][0].item() for e in data.validation_dataset], "never shuffled"
+    assert [len(batch["input_ids"]) for batch in data.val_dataloader()] == [2, 1, 1, 1]
+    assert [len(batch["input_ids"]) for batch in data.test_dataloader()] == [2, 1, 1, 1]
+    first, second = (list(data.val_dataloader()) for _ in range(2))
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True)), "no shuffling"
+
+
+def test_a_limit_of_tokens():
+    """Every micro-batch keeps it, and as many are accumulated as the fullest global batch of any epoch needs."""
+    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=8, max_tokens=30))
+    accumulation = data.accumulation(devices=1, epochs=3)
+    assert accumulation == max(data.accumulation(devices=1, epochs=n) for n in (1, 2, 3)) > 1
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=accumulation)
+    loader = data.train_dataloader()
+    examples = 0
+    for epoch in range(3):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 3 * accumulation
+        assert all(batch["counts"].computed <= 30 for batch in batches)
+        examples += sum(int((batch["position_ids"] == 0).sum()) for batch in batches if batch["counts"].useful)
+    assert examples == 3 * 22
+
+
+def test_a_limit_that_the_trainer_does_not_know_of():
+    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=8, max_tokens=30))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1)
+    with pytest.raises(
+        ValueError, match=r"needs \d micro-batches on a device, but 1 are accumulated\. Give the Trainer"
+    ):
+        list(data.train_dataloader())
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_validation_examples_once_over_all_devices(devices):
-    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=2), validation=5)
+    data = TinyData(BatchConfig(global_batch_size=8, micro_batch_size=2, batching="padded"), validation=5)
     rows = []
     for rank in range(devices):
         data.trainer = SimpleNamespace(world_size=devices, global_rank=rank)
         batches = list(data.val_dataloader())
-        assert len(batches) == ceil(5 / (2 * devices))
+        assert len(batches) == 8 / (2 * devices), "one global batch; some micro-batches are empty"
         rows += [row[row != 0].tolist() for batch in batches for row in batch["input_ids"] if (row != 0).any()]
     assert sorted(rows) == sorted(e["input_ids"].tolist() for e in data.validation_dataset)
 

@@ -1,4 +1,4 @@
-"""Flat rows, the prefixes found in them, and how examples are dealt by tokens."""
+"""Flat rows and the prefixes found in them."""
 
 import random
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from llama_adapter.data import IGNORED
+from llama_adapter.examples import TokenCounts
 from llama_adapter.flat_attention import NO_MASK
-from llama_adapter.flat_batches import FlatCollator, Group, accumulation_for, deal, flat_model_inputs, shared_prefixes
+from llama_adapter.flat_batches import FlatCollator, Group, flat_model_inputs, shared_prefixes
 
 
 def example(prompt: list[int], response: list[int]) -> dict[str, torch.Tensor]:
@@ -112,15 +113,20 @@ def test_answers_do_not_change_the_order():
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
+def plain(batch: dict) -> dict:
+    return {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
 def test_row_without_prefixes():
     batch = row_of(example([1, 5], [6, 7]), example([1], [9]), share_prefixes=False)
-    assert {key: value.tolist() for key, value in batch.items()} == {
+    assert plain(batch) == {
         "input_ids": [[1, 5, 6, 7, 1, 9]],
         "labels": [[IGNORED, IGNORED, 6, 7, IGNORED, 9]],
         "position_ids": [[0, 1, 2, 3, 0, 1]],
         "cu_seqlens": [0, 4, 6],
         "prefix": [-1, -1, -1],
-        "tokens_saved": 0,
+        # 1 + 2 + 3 + 4 pairs of the first document, 1 + 2 of the second one
+        "counts": TokenCounts(useful=6, computed=6, padding=0, attended=13),
     }
     assert batch["cu_seqlens"].dtype == batch["prefix"].dtype == torch.int32
 
@@ -128,13 +134,14 @@ def test_row_without_prefixes():
 def test_row_with_a_prefix():
     front = template(8)
     batch = row_of(example([*front, 1, 2], [3]), example([9], [4]), example([*front, 5], [6, 7]))
-    assert {key: value.tolist() for key, value in batch.items()} == {
+    assert plain(batch) == {
         "input_ids": [[9, 4, *front, 5, 6, 7, 1, 2, 3]],
         "labels": [[IGNORED, 4, *[IGNORED] * 8, IGNORED, 6, 7, IGNORED, IGNORED, 3]],
         "position_ids": [[0, 1, *range(8), 8, 9, 10, 8, 9, 10]],
         "cu_seqlens": [0, 2, 10, 13, 16],
         "prefix": [-1, -1, 1, 1, -1],
-        "tokens_saved": 8,
+        # a document of 2; the prefix of 8; two documents of 3 that see 9, 10 and 11 tokens
+        "counts": TokenCounts(useful=24, computed=16, padding=0, attended=3 + 36 + 30 + 30),
     }
 
 
@@ -150,6 +157,7 @@ def test_a_batch_without_examples_trains_nothing():
     assert batch["input_ids"].tolist() == [[3, 3]]
     assert batch["labels"].tolist() == [[IGNORED, IGNORED]]
     assert batch["cu_seqlens"].tolist() == [0, 2]
+    assert batch["counts"] == TokenCounts(useful=0, computed=2, padding=2, attended=0)
 
 
 @pytest.mark.parametrize(("multiple", "length"), [(1, 6), (4, 8), (6, 6)])
@@ -158,7 +166,7 @@ def test_padding_to_a_multiple_is_a_document_of_its_own(multiple, length):
     assert batch["input_ids"].shape == (1, length)
     assert batch["cu_seqlens"].tolist() == ([0, 2, 6] if length == 6 else [0, 2, 6, 8])
     assert batch["labels"][0, 6:].tolist() == [IGNORED] * (length - 6)
-    assert batch["tokens_saved"] == 0
+    assert batch["counts"] == TokenCounts(useful=6, computed=length, padding=length - 6, attended=13)
 
 
 def test_padding_of_an_empty_batch():
@@ -192,48 +200,3 @@ def test_refuses_an_empty_example():
 def test_refuses_a_multiple_of_nothing():
     with pytest.raises(ValueError, match=r"The multiple of a flat row's length must be at least 1, got 0\."):
         FlatCollator(0, multiple=0)
-
-
-# --- dealing ----------------------------------------------------------------------------------------------------------
-
-
-def test_deal_gives_the_longest_to_the_emptiest():
-    assert deal([3, 9, 4, 5, 3], 2) == [[1, 0], [3, 2, 4]]  # 9, 5, 4, then 3 to the 9 and 3 to the 9 again would be 15
-    assert deal([2, 2, 2, 2], 2) == [[0, 2], [1, 3]]  # equal ones in turn, in their own order
-    assert deal([5], 3) == [[0], [], []]
-
-
-def test_deal_is_balanced_and_complete():
-    generator = random.Random(1)
-    lengths = [generator.randint(30, 512) for _ in range(64)]
-    bins = deal(lengths, 8)
-    assert sorted(index for members in bins for index in members) == list(range(64))
-    tokens = [sum(lengths[index] for index in members) for members in bins]
-    # the known bound of this rule: 4/3 of the best possible, which is at least the average
-    assert max(tokens) <= 4 / 3 * max(sum(lengths) / 8, max(lengths))
-
-
-def test_accumulation_is_the_smallest_that_fits():
-    lengths = [4, 4, 4, 4, 2, 2]
-    assert accumulation_for(lengths, [[0, 1, 2, 3], [4, 5]], devices=1, max_tokens=16) == 1
-    assert accumulation_for(lengths, [[0, 1, 2, 3], [4, 5]], devices=1, max_tokens=8) == 2
-    assert accumulation_for(lengths, [[4, 5], [0, 1, 2, 3]], devices=1, max_tokens=7) == 4
-    assert accumulation_for(lengths, [[0, 1, 2, 3], [4, 5]], devices=2, max_tokens=8) == 1
-    assert accumulation_for(lengths, iter([[0, 1, 2, 3]]), devices=2, max_tokens=4) == 2
-    assert accumulation_for(lengths, [], devices=2, max_tokens=4) == 1
-
-
-def test_a_longer_example_is_a_micro_batch_of_its_own():
-    assert accumulation_for([9, 2, 2], [[0, 1, 2]], devices=1, max_tokens=4) == 2
-    assert accumulation_for([9, 9, 1], [[0, 1, 2]], devices=1, max_tokens=4) == 3
-
-
-@pytest.mark.parametrize("name", ["devices", "max_tokens"])
-def test_refuses_less_than_one(name):
-    with pytest.raises(ValueError, match=rf"{name} must be at least 1, got 0\."):
-        accumulation_for([1], [[0]], **({"devices": 1, "max_tokens": 1} | {name: 0}))
-
-
-def test_refuses_no_bins():
-    with pytest.raises(ValueError, match=r"Examples are dealt to at least 1 bin, got 0\."):
-        deal([1, 2], 0)

@@ -194,7 +194,7 @@ def test_sharded_weights_are_smaller_on_each_device():
 def test_too_little_memory_is_warned_of():
     (warning,) = plan(hardware=Hardware(name="laptop", memory_gib=8.0)).warnings
     assert warning.endswith(
-        "GiB are needed and laptop has 8: lower data.micro_batch_size, shard the weights, or quantise the model"
+        "GiB are needed and laptop has 8: lower data.micro_batch_size or data.max_tokens, shard the weights, or quantise the model"
     )
     needed = sum(plan().memory().values()) / 2**30
     assert warning.startswith(f"about {needed:.1f} GiB")

@@ -8,10 +8,11 @@ from benchmarks.shapes import same_weights
 from benchmarks.systems.system import PAD_ID, Batch, System, Workload, trainable_parameters
 from llama_adapter.examples import Example
 from llama_adapter.flat_batches import FlatCollator
+from llama_adapter.layer_modes import compile_layers
 from llama_adapter.module import response_loss
 
 
-def padded_max(workload: Workload) -> System:
+def padded512(workload: Workload) -> System:
     return _padded(workload.adapted, workload.pad_to_max)
 
 
@@ -29,8 +30,7 @@ def flat_prefix(workload: Workload) -> System:
 
 def flat_prefix_compiled(workload: Workload) -> System:
     model = same_weights(workload.adapted)  # compiling changes a module in place
-    for layer in model.model.layers:
-        layer.compile(dynamic=True, fullgraph=True)
+    compile_layers(model)
     return _flat(model, share_prefixes=True)
 
 

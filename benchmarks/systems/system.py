@@ -56,7 +56,10 @@ class Workload:
     def pad_to_max(self, examples: Sequence[Example]) -> list[Batch]:
         fills = {"input_ids": PAD_ID, "labels": IGNORED}
         return [
-            {key: F.pad(value, (0, self.max_length - value.shape[1]), value=fills[key]) for key, value in batch.items()}
+            {
+                key: F.pad(batch[key], (0, self.max_length - batch[key].shape[1]), value=fill)
+                for key, fill in fills.items()
+            }
             for batch in self.pad_to_longest(examples)
         ]
 
@@ -126,4 +129,7 @@ class TrainingSteps:
         return torch.stack(parts).sum()
 
     def _to_device(self, batches: list[Batch]) -> list[Batch]:
-        return [{key: value.to(self.device) for key, value in batch.items()} for batch in batches]
+        return [
+            {key: value.to(self.device) for key, value in batch.items() if isinstance(value, Tensor)}
+            for batch in batches
+        ]

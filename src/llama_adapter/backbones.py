@@ -55,11 +55,15 @@ def family_of(config: PretrainedConfig) -> Family:
         ) from None
 
 
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """All layers, from the bottom up."""
+    return list(attrgetter(family_of(model.config).layers)(model.base_model))
+
+
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The attention module of every layer, from the bottom up."""
     family = family_of(model.config)
-    layers = attrgetter(family.layers)(model.base_model)
-    return [attrgetter(family.attention)(layer) for layer in layers]
+    return [attrgetter(family.attention)(layer) for layer in layers_of(model)]
 
 
 def project_prompt(module: nn.Module, prompt: Tensor) -> tuple[Tensor, Tensor]:

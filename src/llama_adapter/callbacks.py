@@ -133,6 +133,10 @@ class SampleAnswers(Callback):
                 logger.log_table("samples", columns=["epoch", *columns], data=cells, step=trainer.global_step)
 
 
+def _as_lists(batch: dict[str, object]) -> dict[str, object]:
+    return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
 class NonFiniteReport(Callback):
     """Writes what is needed to look into a loss that is NaN or infinite, and how to see it again.
 
@@ -150,7 +154,7 @@ class NonFiniteReport(Callback):
         report = {
             "error": str(exception),
             "step": step,
-            "batch": [{key: value.tolist() for key, value in batch.items()} for batch in module.step_batches],
+            "batch": [_as_lists(batch) for batch in module.step_batches],
             "gates": {layer: gate.tolist() for layer, gate in gate_factors(module).items()},
             "replay": f"python train.py resume={self.folder} trainer.max_steps={step}",
         }

@@ -1,4 +1,8 @@
-"""`metrics.csv` of a run: one row per optimizer step that logged something, always whole, continued on resume."""
+"""`metrics.csv` of a run: one row per optimizer step that logged something, always whole, continued on resume.
+
+What is measured with a clock stands apart, in `throughput.csv`: `metrics.csv` of a resumed run is the uninterrupted
+one's to the last byte.
+"""
 
 import csv
 from pathlib import Path
@@ -9,20 +13,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from llama_adapter.files import whole_file
 
+TIMED = "throughput/"  # what the names of such metrics begin with
+
+
+Rows = dict[int, dict[str, object]]  # by step
+
 
 class RunCsvLogger(Logger):
     """Lightning's CSVLogger deletes the file of the run it continues; this one keeps the rows up to the resumed step.
 
     Args:
-        folder: of the run; the file is `metrics.csv` with the columns `step` (optimizer steps done) and one per metric.
+        folder: of the run; the files are `metrics.csv` and `throughput.csv`, with the columns `step` (optimizer steps
+            done) and one per metric.
         flush_every_n_rows: rows between two writes of the file; every checkpoint writes it too.
     """
 
     def __init__(self, folder: str, *, flush_every_n_rows: int = 50) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
+        self.timed_path = Path(folder) / "throughput.csv"
         self.flush_every_n_rows = flush_every_n_rows
-        self.rows: dict[int, dict[str, object]] = {}
+        self.rows: Rows = {}
+        self.timed_rows: Rows = {}
         self._unwritten = 0
 
     @property
@@ -39,15 +51,15 @@ class RunCsvLogger(Logger):
         return self
 
     def keep_until(self, step: int) -> None:
-        """Continues the file of an interrupted run: rows after the resumed step will be written again."""
-        if self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-            self.rows = {int(row["step"]): row for row in rows if int(row["step"]) <= step}
+        """Continues the files of an interrupted run: rows after the resumed step will be written again."""
+        self.rows, self.timed_rows = _read(self.path, step), _read(self.timed_path, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.setdefault(step or 0, {"step": step or 0}).update(metrics)
+        timed = {name: value for name, value in metrics.items() if name.startswith(TIMED)}
+        for rows, part in ((self.timed_rows, timed), (self.rows, metrics.keys() - timed.keys())):
+            if part:
+                rows.setdefault(step or 0, {"step": step or 0}).update({name: metrics[name] for name in part})
         self._unwritten += 1
         if self._unwritten >= self.flush_every_n_rows:
             self.save()
@@ -58,14 +70,28 @@ class RunCsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        columns = ["step", *sorted({key for row in self.rows.values() for key in row} - {"step"})]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows[step] for step in sorted(self.rows))
+        _write(self.path, self.rows)
+        if self.timed_rows:
+            _write(self.timed_path, self.timed_rows)
         self._unwritten = 0
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _read(path: Path, last_step: int) -> Rows:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    return {int(row["step"]): row for row in rows if int(row["step"]) <= last_step}
+
+
+def _write(path: Path, rows: Rows) -> None:
+    columns = ["step", *sorted({key for row in rows.values() for key in row} - {"step"})]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))

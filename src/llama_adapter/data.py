@@ -6,6 +6,7 @@ and hold -100 elsewhere (the model's output at t predicts the label at t + 1).
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import ceil
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
 from llama_adapter.batches import BatchConfig
-from llama_adapter.examples import IGNORED, Example
+from llama_adapter.dealing import Dealer, accumulation_for, dealer
+from llama_adapter.examples import IGNORED, Example, TokenCounts
 from llama_adapter.flat_batches import FlatCollator
 
 
@@ -29,18 +31,24 @@ class PaddedCollator:
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Returns `input_ids` and `labels`, [B, T] each, T the longest example's length.
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | TokenCounts]:
+        """Returns `input_ids` and `labels`, [B, T] each, T the longest example's length; and `counts`.
 
         A device may get no example from a small last batch; it then computes a row of padding, which trains nothing.
         """
-        if not examples:
-            return {"input_ids": torch.full((1, 2), self.pad_id), "labels": torch.full((1, 2), IGNORED)}
-        columns = {"input_ids": self.pad_id, "labels": IGNORED}
-        return {
-            key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=fill)
-            for key, fill in columns.items()
-        }
+        lengths = [len(example["input_ids"]) for example in examples]
+        useful = sum(lengths)
+        if examples:
+            columns = {"input_ids": self.pad_id, "labels": IGNORED}
+            batch = {
+                key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=fill)
+                for key, fill in columns.items()
+            }
+        else:
+            batch = {"input_ids": torch.full((1, 2), self.pad_id), "labels": torch.full((1, 2), IGNORED)}
+        computed = batch["input_ids"].numel()
+        attended = sum(length * (length + 1) // 2 for length in lengths)
+        return batch | {"counts": TokenCounts(useful, computed, computed - useful, attended)}
 
 
 class EpochOrder(Sampler[int]):
@@ -71,34 +79,52 @@ class EpochOrder(Sampler[int]):
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
-    """Deals every global batch to devices and micro-batches.
+    """One device's micro-batches.
 
     Every global batch, the smaller last one too, becomes exactly `accumulation` micro-batches on every device, so an
     optimizer step always ends where a global batch ends and no gradient is left over. Some may then be empty.
+
+    Args:
+        sampler: the order of the examples.
+        deal_batch: deals a global batch to all devices and micro-batches.
+        global_batch_size: examples of a global batch.
+        accumulation: micro-batches per device and global batch.
+        rank: of this device.
 
     Attributes:
         start: micro-batches to leave out at the front, when a run resumes in the middle of an epoch.
     """
 
     def __init__(
-        self, sampler: EpochOrder, *, global_batch_size: int, accumulation: int, rank: int, devices: int
+        self, sampler: EpochOrder, deal_batch: Dealer, *, global_batch_size: int, accumulation: int, rank: int
     ) -> None:
         self.sampler = sampler
+        self.deal_batch = deal_batch
         self.global_batch_size = global_batch_size
         self.accumulation = accumulation
         self.rank = rank
-        self.devices = devices
         self.start = 0
 
     def __len__(self) -> int:
         return ceil(len(self.sampler) / self.global_batch_size) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
+        first, skipped = divmod(self.start, self.accumulation)
+        for batch in islice(self.global_batches(), first, None):
+            own = self.deal_batch(batch)[self.rank :: self.deal_batch.devices]
+            if len(own) > self.accumulation:
+                raise ValueError(
+                    f"A global batch needs {len(own)} micro-batches on a device, but {self.accumulation} are "
+                    "accumulated. Give the Trainer accumulate_grad_batches=data.accumulation(devices, epochs)."
+                )
+            yield from (own + [[]] * (self.accumulation - len(own)))[skipped:]
+            skipped = 0
+
+    def global_batches(self) -> Iterator[list[int]]:
+        """The examples of every optimizer step of the epoch."""
         order = list(self.sampler)
-        for number in range(self.start, len(self)):
-            step, micro = divmod(number, self.accumulation)
-            batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-            yield batch[self.rank :: self.devices][micro :: self.accumulation]
+        for start in range(0, len(order), self.global_batch_size):
+            yield order[start : start + self.global_batch_size]
 
 
 class ResumableLoader(DataLoader):
@@ -148,7 +174,11 @@ class ExampleDataModule(LightningDataModule):
         self.batches = batches or BatchConfig()
         self.seed = seed
         self.shuffle = shuffle
-        self.collator = {"flat": FlatCollator, "padded": PaddedCollator}[self.batches.batching](tokenizer.pad_id)
+        if self.batches.batching == "flat":
+            options = {"share_prefixes": self.batches.share_prefixes, "multiple": self.batches.row_multiple}
+            self.collator = FlatCollator(tokenizer.pad_id, **options)
+        else:
+            self.collator = PaddedCollator(tokenizer.pad_id)
         self.train_dataset: Sequence[Example] = []
         self.validation_dataset: Sequence[Example] = []
         self.test_dataset: Sequence[Example] = []
@@ -175,31 +205,63 @@ class ExampleDataModule(LightningDataModule):
         limits = [] if max_epochs < 0 else [float(max_epochs)]
         return min(limits if max_steps < 0 else [*limits, self.epoch_fraction(max_steps)])
 
+    def accumulation(self, devices: int, epochs: float) -> int:
+        """Micro-batches per device that every global batch of the training is cut into.
+
+        The same for all steps, as Lightning wants it: as many as the step needs that needs the most.
+
+        Args:
+            devices: that share a global batch.
+            epochs: of the run; the order of the examples differs between them.
+        """
+        least = self.batches.split(devices)[1]
+        if self.batches.max_tokens is None:
+            return least
+        return max(least, self._accumulation(self.train_dataset, devices, epochs=ceil(epochs), shuffle=self.shuffle))
+
+    def _accumulation(self, dataset: Sequence[Example], devices: int, *, epochs: int, shuffle: bool) -> int:
+        sampler = self._sampler(dataset, devices, accumulation=1, shuffle=shuffle)
+        most = 1
+        for epoch in range(epochs if shuffle else min(epochs, 1)):
+            sampler.sampler.set_epoch(epoch)
+            most = max(most, accumulation_for(sampler.deal_batch, sampler.global_batches()))
+        return most
+
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_dataset, training=True)
+        devices = self.trainer.world_size if self.trainer else 1
+        accumulation = self.trainer.accumulate_grad_batches if self.trainer else self.accumulation(devices, epochs=1)
+        return self._loader(self.train_dataset, ResumableLoader, accumulation=accumulation, shuffle=self.shuffle)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation_dataset, training=False)
+        return self._evaluation_loader(self.validation_dataset)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test_dataset, training=False)
+        return self._evaluation_loader(self.test_dataset)
 
-    def _loader(self, dataset: Sequence[Example], *, training: bool) -> DataLoader:
+    def _evaluation_loader(self, dataset: Sequence[Example]) -> DataLoader:
         devices = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        micro, accumulation = self.batches.split(devices)
-        sampler = GlobalBatchSampler(
-            EpochOrder(len(dataset), shuffle=training and self.shuffle, seed=self.seed),
-            global_batch_size=self.batches.global_batch_size if training else micro * devices,
-            accumulation=accumulation if training else 1,
-            rank=rank,
-            devices=devices,
-        )
-        kind = ResumableLoader if training else DataLoader
+        accumulation = self._accumulation(dataset, devices, epochs=1, shuffle=False)
+        return self._loader(dataset, DataLoader, accumulation=accumulation, shuffle=False)
+
+    def _loader(
+        self, dataset: Sequence[Example], kind: type[DataLoader], *, accumulation: int, shuffle: bool
+    ) -> DataLoader:
+        devices = self.trainer.world_size if self.trainer else 1
         return kind(
             dataset,
-            batch_sampler=sampler,
+            batch_sampler=self._sampler(dataset, devices, accumulation=accumulation, shuffle=shuffle),
             collate_fn=self.collator,
             num_workers=self.batches.num_workers,
             persistent_workers=self.batches.num_workers > 0,
+        )
+
+    def _sampler(
+        self, dataset: Sequence[Example], devices: int, *, accumulation: int, shuffle: bool
+    ) -> GlobalBatchSampler:
+        return GlobalBatchSampler(
+            EpochOrder(len(dataset), shuffle=shuffle, seed=self.seed),
+            dealer(dataset, self.batches, devices),
+            global_batch_size=self.batches.global_batch_size,
+            accumulation=accumulation,
+            rank=self.trainer.global_rank if self.trainer else 0,
         )

@@ -6,18 +6,16 @@
 Causal attention gives equal beginnings equal hidden states, so a prefix computed once is exact; its gradients are sums
 over its documents. All that goes into those states must be equal: documents whose adapter prompts differ (by an image,
 or in a bank of adapters) must not share a prefix.
-
-Also: how examples are dealt to devices and micro-batches by tokens instead of by number.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import count, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llama_adapter.examples import IGNORED, Example
+from llama_adapter.examples import IGNORED, Example, TokenCounts
 from llama_adapter.flat_attention import NO_MASK
 
 MIN_PREFIX = 8  # tokens; below that the copies of its keys and one more segment cost what it saves
@@ -98,14 +96,14 @@ class FlatCollator:
         self.share_prefixes = share_prefixes
         self.multiple = multiple
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | TokenCounts]:
         """The row of the examples; a device without examples computes a row of padding, which trains nothing.
 
         Returns:
             `input_ids`, `labels`, `position_ids`: [1, T]. `labels` are -100 on prefixes and wherever nothing is
                 trained, the first token of a segment included: the model's output at t predicts the label at t + 1.
             `cu_seqlens`, `prefix`: [S + 1] int32 each, as `flat_attention` takes them; `prefix` ends with a -1.
-            `tokens_saved`: a scalar, the tokens that prefixes saved: T plus it (and less padding) are the examples'.
+            `counts`: a `TokenCounts`.
 
         Raises:
             ValueError: an example has no tokens or trains its first one, which nothing predicts.
@@ -123,19 +121,20 @@ class FlatCollator:
             groups = shared_prefixes(examples)
         else:
             groups = [Group(0, [index]) for index in range(len(examples))]
-        saved = 0
         for length, members in groups:
             front = -1
             if length:
                 front = row.add(examples[members[0]]["input_ids"][:length])
-                saved += length * (len(members) - 1)
             for index in members:
                 example = examples[index]
                 row.add(example["input_ids"][length:], example["labels"][length:], position=length, prefix=front)
-        missing = -row.length % self.multiple if examples else max(2, self.multiple)
-        if missing:
-            row.add(torch.full((missing,), self.pad_id))
-        return row.batch() | {"tokens_saved": torch.tensor(saved)}
+        # A query at position p sees p + 1 keys.
+        attended = sum(int(positions.sum()) for positions in row.positions) + row.length
+        padding = -row.length % self.multiple if examples else max(2, self.multiple)
+        if padding:
+            row.add(torch.full((padding,), self.pad_id))
+        useful = sum(len(example["input_ids"]) for example in examples)
+        return row.batch() | {"counts": TokenCounts(useful, row.length, padding, attended)}
 
 
 class _Row:
@@ -182,51 +181,3 @@ def flat_model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
         "prefix": batch["prefix"].cpu(),
         "use_cache": False,
     }
-
-
-# --- dealing by tokens ------------------------------------------------------------------------------------------------
-
-
-def deal(lengths: Sequence[int], bins: int) -> list[list[int]]:
-    """Deals examples so that bins hold about the same number of tokens: the longest first, into the emptiest bin.
-
-    Args:
-        lengths: tokens of each example.
-        bins: devices x micro-batches.
-
-    Returns:
-        The indices in each bin, longest example first; the same for the same lengths, on every device.
-    """
-    if bins < 1:
-        raise ValueError(f"Examples are dealt to at least 1 bin, got {bins}.")
-    dealt: list[list[int]] = [[] for _ in range(bins)]
-    tokens = [0] * bins
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        emptiest = tokens.index(min(tokens))
-        dealt[emptiest].append(index)
-        tokens[emptiest] += lengths[index]
-    return dealt
-
-
-def accumulation_for(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, devices: int, max_tokens: int) -> int:
-    """Micro-batches per device that every global batch needs, when each is dealt to `devices` x that many bins.
-
-    Args:
-        lengths: tokens of every example of the data set. Without shared prefixes, a row is at most as long as that.
-        batches: the global batches, as indices into `lengths`.
-        devices: how many share a global batch.
-        max_tokens: of a micro-batch; an example that is longer is a micro-batch of its own.
-
-    Returns:
-        The smallest number with which no bin of any batch exceeds `max_tokens`.
-    """
-    for name, number in (("devices", devices), ("max_tokens", max_tokens)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
-    batch_lengths = [[lengths[index] for index in batch] for batch in batches]
-
-    def fits(batch: list[int], accumulation: int) -> bool:
-        bins = deal(batch, devices * accumulation)
-        return all(len(members) < 2 or sum(batch[index] for index in members) <= max_tokens for members in bins)
-
-    return next(number for number in count(1) if all(fits(batch, number) for batch in batch_lengths))

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_adapter.attach import prompts_projected
+from llama_adapter.layer_modes import uncompiled
 from llama_adapter.streaming import IdStreamer, TextPieces
 from llama_adapter.tokenizer import Tokenizer, as_tokenizer
 
@@ -216,14 +217,14 @@ def _until_eos(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, prompts projected and a blank generation_config, for as long as the context lasts."""
+    """Evaluation mode, layers not compiled, prompts projected, a blank generation_config: while the context lasts."""
     training = [module for module in model.modules() if module.training]
     generation_config = model.generation_config
     model.eval()
     # transformers fills what a call leaves open from the checkpoint's own: penalties, min_p, a max_length.
     model.generation_config = GenerationConfig()
     try:
-        with prompts_projected(model):
+        with prompts_projected(model), uncompiled(model):
             yield
     finally:
         model.generation_config = generation_config

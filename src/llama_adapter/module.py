@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from llama_adapter.examples import IGNORED
 from llama_adapter.flat_batches import flat_model_inputs
 from llama_adapter.head_loss import head_loss
+from llama_adapter.layer_modes import uncompiled
 from llama_adapter.optim import OptimizerConfig, schedule
 
 
@@ -137,7 +138,8 @@ class AdapterModule(LightningModule):
         self._log_loss("test", self.test_loss)
 
     def _update(self, metric: MeanMetric, batch: dict[str, Tensor]) -> None:
-        loss, tokens = response_loss(self.model, batch)
+        with uncompiled(self.model):
+            loss, tokens = response_loss(self.model, batch)
         if tokens:
             metric.update(loss / tokens, tokens)
 

@@ -9,6 +9,7 @@ from math import ceil
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ACTIVATION_CHECKPOINTING = ("layer", "attention", "products")  # what is kept of a layer, see layer_modes.KEPT
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5}  # per weight of a quantised projection; scales add a few per cent
 
 
@@ -79,18 +80,23 @@ class Hardware:
     Args:
         name: for people.
         memory_gib: memory of one device; 0 when it is not known.
+        peak_tflops: of one device in the precision of the matrix products, in 10^12 floating point operations per
+            second; None for unknown.
         shards_weights: whether the frozen weights are divided among the devices (FSDP2) or whole on each.
         threads: of the CPU that torch computes with; None for as many as it chooses.
     """
 
     name: str = ""
     memory_gib: float = 0.0
+    peak_tflops: float | None = None
     shards_weights: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"hardware.threads must be at least 1, or null for all, got {self.threads}.")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"hardware.peak_tflops must be above 0, or null where unknown, got {self.peak_tflops}.")
 
 
 @dataclass
@@ -106,6 +112,7 @@ class Plan:
     global_batch_size: int
     micro_batch_size: int
     accumulation: int
+    max_tokens: int | None
     base_learning_rate: float
     learning_rate: float
     warmup_epochs: float
@@ -117,6 +124,7 @@ class Plan:
     steps: int
     dtype: str
     quantization: str | None
+    activation_checkpointing: str | None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -131,6 +139,7 @@ class Plan:
         nothing (their gradient needs the weight alone), so it is the two norms' float32 inputs, query, key, value and
         output of the attention, output of the prompt half, a log-sum-exp of each, and gate, activation and product of
         the MLP. Layers below the adapted ones keep nothing. Flat rows need less: the longest batch is padded here.
+        With activation checkpointing a layer keeps its input and what was chosen, and one layer at a time is whole.
         """
         shape, size = self.architecture, DTYPE_BYTES[self.dtype]
         packed = shape.layers * shape.layer_weights
@@ -138,17 +147,24 @@ class Plan:
         if self.hardware.shards_weights:
             weights = weights / self.devices + 2 * shape.layer_weights * size  # two layers are gathered at a time
         attention_width = shape.heads * shape.head_size
-        per_token = (
-            2 * 4 * shape.hidden_size
-            + size * (3 * attention_width + 2 * shape.key_value_heads * shape.head_size)
-            + shape.heads * 2 * 4
-            + 3 * size * shape.intermediate_size
-        )
+        key_width, mlp_width = shape.key_value_heads * shape.head_size, shape.intermediate_size
+        of_layer = 2 * 4 * shape.hidden_size + size * (3 * attention_width + 2 * key_width + 3 * mlp_width)
+        of_layer += shape.heads * 2 * 4
+        kept = {"layer": size * shape.hidden_size}
+        kept["attention"] = kept["layer"] + 2 * (size * attention_width + 4 * shape.heads)
+        kept["products"] = kept["attention"] + size * (attention_width + 2 * key_width + 2 * mlp_width)
+        kept["products"] += size * 2 * shape.hidden_size  # outputs of o_proj and down_proj
+        if self.activation_checkpointing is None:
+            per_token = self.prompt_layers * of_layer
+        else:
+            per_token = self.prompt_layers * kept[self.activation_checkpointing] + of_layer
         tokens = self.micro_batch_size * self.max_length
+        if self.max_tokens is not None:
+            tokens = min(tokens, max(self.max_tokens, self.max_length))
         answer_share = 0.5  # half of an example's tokens are trained, more or less; logits exist for those alone
         return {
             "weights": weights,
-            "activations": self.prompt_layers * per_token * tokens,
+            "activations": per_token * tokens,
             "logits": answer_share * tokens * shape.vocabulary_size * (2 * 4 + 2 * size),
             "adapter and optimizer": self.trainable_parameters * 4 * 4,  # value, gradient and AdamW's two moments
         }
@@ -170,7 +186,7 @@ class Plan:
             ),
             (
                 "global batch",
-                f"{self.global_batch_size} = {self.devices} devices x {self.micro_batch_size} examples x "
+                f"{self.global_batch_size} = {self.devices} devices x {self._micro_batch()} x "
                 f"{self.accumulation} accumulated",
             ),
             (
@@ -187,6 +203,11 @@ class Plan:
             ("memory per device", f"about {total / GIB:.2f}{room} GiB ({parts})"),
             *(("warning", warning) for warning in self.warnings),
         ]
+
+    def _micro_batch(self) -> str:
+        if self.max_tokens is None:
+            return f"{self.micro_batch_size} examples"
+        return f"at most {self.micro_batch_size} examples and {self.max_tokens:,} tokens"
 
     def __str__(self) -> str:
         return "\n".join(f"{title:<20}  {text}" for title, text in self.lines())
@@ -208,6 +229,8 @@ def make_plan(
     max_length: int,
     dtype: str,
     quantization: str | None,
+    activation_checkpointing: str | None = None,
+    accumulation: int | None = None,
 ) -> Plan:
     """Joins what the nodes of a configuration say, and refuses what does not fit together.
 
@@ -218,6 +241,8 @@ def make_plan(
         max_epochs, max_steps: as Lightning takes them; a `max_steps` of -1 sets no limit.
         examples, tokens_per_example: of the training data.
         max_length: tokens of an example at most.
+        activation_checkpointing: one of `ACTIVATION_CHECKPOINTING`, or None.
+        accumulation: micro-batches of a step on each device, where the data have been counted; None estimates it.
 
     Raises:
         ValueError: more adapted layers than the model has, a length it was not made for, or a global batch that the
@@ -233,7 +258,15 @@ def make_plan(
             f"task.data.max_length is {max_length}, but {model} was made for {architecture.max_positions} tokens. "
             f"Choose at most {architecture.max_positions}."
         )
-    micro, accumulation = batches.split(devices)
+    if activation_checkpointing is not None and activation_checkpointing not in ACTIVATION_CHECKPOINTING:
+        raise ValueError(
+            f"trainer.activation_checkpointing is {activation_checkpointing!r}. Choose "
+            f"{', '.join(ACTIVATION_CHECKPOINTING)}, or null to keep all activations."
+        )
+    micro, least = batches.split(devices)
+    if accumulation is None:
+        tokens = batches.global_batch_size / devices * tokens_per_example
+        accumulation = max(least, ceil(tokens / (batches.max_tokens or tokens)))
     steps_per_epoch = ceil(examples / batches.global_batch_size)
     steps = steps_per_epoch * max_epochs
     if max_steps >= 0:
@@ -256,6 +289,7 @@ def make_plan(
         global_batch_size=batches.global_batch_size,
         micro_batch_size=micro,
         accumulation=accumulation,
+        max_tokens=batches.max_tokens,
         base_learning_rate=optimizer.base_learning_rate,
         learning_rate=optimizer.learning_rate(batches.global_batch_size),
         warmup_epochs=optimizer.warmup_epochs,
@@ -267,13 +301,14 @@ def make_plan(
         steps=steps,
         dtype=dtype,
         quantization=quantization,
+        activation_checkpointing=activation_checkpointing,
         warnings=warnings,
     )
     needed = sum(plan.memory().values()) / GIB
     if hardware.memory_gib and needed > hardware.memory_gib:
         plan.warnings.append(
             f"about {needed:.1f} GiB are needed and {hardware.name} has {hardware.memory_gib:g}: lower "
-            "data.micro_batch_size, shard the weights, or quantise the model"
+            "data.micro_batch_size or data.max_tokens, shard the weights, or quantise the model"
         )
     return plan
 

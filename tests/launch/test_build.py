@@ -1,7 +1,5 @@
 """Configuration to objects: the checks that join nodes, all before any weight is read."""
 
-import json
-
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -190,5 +188,9 @@ def test_an_adapter_is_checked_before_weights_are_read(world, tmp_path, no_weigh
 
 
 def test_a_plan_of_the_real_data_counts_it(world):
-    plan = build.plan_run(tiny(world), examples=len(json.loads(world.train.read_text())), tokens_per_example=10.0)
-    assert (plan.steps_per_epoch, plan.steps) == (7, 14)
+    given = tiny(world, "data.global_batch_size=4", "data.max_tokens=60")
+    data = build.data_module(given, build.tokenizer(given))
+    plan = build.plan_run(given, data)
+    assert plan.examples == len(data.train_dataset) != build.plan_run(given).examples
+    assert plan.steps == 2 * plan.steps_per_epoch
+    assert plan.accumulation == data.accumulation(1, 2.0) > 1

@@ -32,7 +32,8 @@ def make_data(path, tokenizer, **options) -> AlpacaDataModule:
 
 
 def test_examples_and_batches(file, tokenizer):
-    data = make_data(file, tokenizer, batches=BatchConfig(global_batch_size=4, micro_batch_size=2), shuffle=False)
+    batches = BatchConfig(global_batch_size=4, micro_batch_size=2, batching="padded")
+    data = make_data(file, tokenizer, batches=batches, shuffle=False)
     for record, example in zip(data.train_records, data.train_dataset, strict=True):
         assert set(example) == {"input_ids", "labels"}
         trained = example["labels"] != -100
@@ -43,7 +44,7 @@ def test_examples_and_batches(file, tokenizer):
     # examples 0 and 2: a global batch of four is dealt to two micro-batches in turn
     for row, example in zip(batch["input_ids"], (data.train_dataset[0], data.train_dataset[2]), strict=True):
         assert torch.equal(row[: len(example["input_ids"])], example["input_ids"])
-    assert len(data.val_dataloader()) == 3
+    assert len(data.val_dataloader()) == 4  # two global batches of two micro-batches
     assert len(data.test_dataset) == 0
 
 

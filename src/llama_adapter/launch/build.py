@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from llama_adapter.launch.schema import ModelConfig, check_keys, suggestion
 from llama_adapter.plan import Architecture, Plan, difference, make_plan
@@ -23,6 +23,8 @@ WHOLE_NUMBERS = {
     "task.examples": 1,
     "task.data.max_length": 4,
 }
+
+OWN_TRAINER_KEYS = ("compile", "activation_checkpointing")  # `prepare_layers` reads them, Lightning does not know them
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +112,12 @@ def missing_weights(model: ModelConfig) -> str:
     )
 
 
-def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Plan:
+def plan_run(config: DictConfig, data=None) -> Plan:
     """The plan of a run.
 
     Args:
         config: composed.
-        examples, tokens_per_example: of the data that was read; without them what the task's file says of it.
+        data: the DataModule, set up, to count in; without it what the task's file says of it is taken.
 
     Raises:
         ValueError, FileNotFoundError: something in the configuration does not fit together.
@@ -123,7 +125,11 @@ def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_exam
     check_keys(config)
     _check_whole_numbers(config)
     _check_in_process_sweep(config)
-    model = model_config(config)
+    model, devices, accumulation = model_config(config), device_count(config), None
+    examples, tokens_per_example = config.task.examples, config.task.tokens_per_example
+    if data is not None:
+        examples, tokens_per_example = len(data.train_dataset), data.train_dataset.tokens / len(data.train_dataset)
+        accumulation = data.accumulation(devices, data.epochs(config.trainer.max_epochs, config.trainer.max_steps))
     return make_plan(
         model=model.name,
         architecture=architecture_of(model),
@@ -131,14 +137,16 @@ def plan_run(config: DictConfig, *, examples: int | None = None, tokens_per_exam
         adapter=node(config, "adapter"),
         batches=node(config, "data"),
         optimizer=node(config, "optimizer"),
-        devices=device_count(config),
+        devices=devices,
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
-        examples=config.task.examples if examples is None else examples,
-        tokens_per_example=config.task.tokens_per_example if tokens_per_example is None else tokens_per_example,
+        examples=examples,
+        tokens_per_example=tokens_per_example,
         max_length=config.task.data.max_length,
         dtype=model.dtype,
         quantization=model.quantization,
+        activation_checkpointing=config.trainer.activation_checkpointing,
+        accumulation=accumulation,
     )
 
 
@@ -228,10 +236,20 @@ def adapted_backbone(config: DictConfig):
     return load_adapter(backbone(config), config.adapter_path)
 
 
+def prepare_layers(config: DictConfig, model) -> None:
+    """Compiles the layers of an adapted model and limits what they keep, as `trainer` says."""
+    from llama_adapter.layer_modes import checkpoint_layers, compile_layers
+
+    if config.trainer.activation_checkpointing is not None:
+        checkpoint_layers(model, config.trainer.activation_checkpointing)
+    if config.trainer.compile:
+        compile_layers(model)
+
+
 def evaluation_trainer(config: DictConfig):
     """A Lightning Trainer that only tests: nothing is logged or saved."""
     _check_strategy(config)
-    return node(config, "trainer", logger=False, enable_checkpointing=False)
+    return node(without_own_keys(config), "trainer", logger=False, enable_checkpointing=False)
 
 
 def trainer(config: DictConfig, plan: Plan, *, resumed_step: int | None = None):
@@ -254,12 +272,21 @@ def trainer(config: DictConfig, plan: Plan, *, resumed_step: int | None = None):
             if hasattr(logger, "keep_until"):
                 logger.keep_until(resumed_step)
     return node(
-        config,
+        without_own_keys(config),
         "trainer",
         accumulate_grad_batches=plan.accumulation,
         callbacks=[node(config.callbacks, name) for name in config.callbacks],
         logger=loggers,
     )
+
+
+def without_own_keys(config: DictConfig) -> DictConfig:
+    """The configuration with a trainer node that holds Lightning's arguments alone."""
+    config = config.copy()
+    with open_dict(config):
+        for key in OWN_TRAINER_KEYS:
+            del config.trainer[key]
+    return config
 
 
 def _check_strategy(config: DictConfig) -> None:

@@ -40,16 +40,13 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
 
     tokenizer = build.tokenizer(config)
     data = build.data_module(config, tokenizer)
-    plan = build.plan_run(
-        config,
-        examples=len(data.train_dataset),
-        tokens_per_example=data.train_dataset.tokens / len(data.train_dataset),
-    )
+    plan = build.plan_run(config, data)
     log.info("%s\n", plan)
     evaluation = build.node(config.task, "evaluation")
     trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
     model = attach(build.backbone(config), build.node(config, "adapter"))
     module = AdapterModule(model, build.node(config, "optimizer"))
+    build.prepare_layers(config, model)
     if resumed:
         log.info("Resuming after step %d from %s.", resumed[1], resumed[0])
 
@@ -73,6 +70,9 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
                 metrics=metrics,
             )
         metrics |= evaluation(model, data, folder)
+        for callback in trainer.callbacks:
+            # Not in the adapter's file: what a clock says must not make two files of one run differ.
+            metrics |= getattr(callback, "totals", {})
     finally:
         for logger in trainer.loggers:
             logger.finalize("success")
@@ -80,7 +80,8 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
         loss_curve(folder / "metrics.csv", folder / "loss.png")
         write_json(folder / "metrics.json", metrics)
         log.info(
-            "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, loss.png, gates.png",
+            "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, throughput.csv, loss.png and "
+            "gates.png",
             metrics_table(metrics),
             folder,
         )
