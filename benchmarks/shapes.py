@@ -113,6 +113,7 @@ def random_model(shape: Shape) -> PreTrainedModel:
         # transformers starts with 0.02: scores of almost nothing at small widths, in which a wrong mask hides.
         initializer_range=shape.dim**-0.5,
         pad_token_id=0,
+        eos_token_id=None,  # generation would end there
         attn_implementation="sdpa",
     )
     devices = [shape.device] if shape.device.startswith("cuda") else []

@@ -26,9 +26,9 @@ def test_report_compares_within_rounds(capsys):
     captured = capsys.readouterr()
     base, new = map(json.loads, captured.out.splitlines())
     assert base == {
-        "system": "base", "device": "cpu", "tokens_per_second": 100.0, "ratio": 1.0, "seconds": [1.0, 4.0, 1.0],
+        "system": "base", "device": "cpu", "step_seconds": 1.0, "useful_tokens_per_second": 100.0, "ratio": 1.0, "seconds": [1.0, 4.0, 1.0],
     }  # fmt: skip
-    assert (new["system"], new["tokens_per_second"], new["ratio"]) == ("new", 50.0, 0.5)
+    assert (new["system"], new["useful_tokens_per_second"], new["ratio"]) == ("new", 50.0, 0.5)
     assert captured.err.splitlines()[-1].split() == ["new", "50", "0.500", "0.500", "1.000"]
 
 

@@ -214,10 +214,17 @@ def test_generation_says_what_is_wrong(capsys, options, sentence):
 
 def test_generation_agrees_and_reports(capsys):
     ratios = generation.main(f"{TINY} --batch 3 --new-tokens 5 --check".split())
-    assert list(ratios) == ["frozen", "adapted", "paper"] and ratios["frozen"] == 1.0
+    assert list(ratios) == ["frozen", "adapted", "adapted_transformers", "paper"] and ratios["frozen"] == 1.0
     lines = lines_of(capsys)
-    assert all(line["new_tokens"] == 5 and len(line["prompt_tokens"]) == 3 for line in lines)
+    assert all(line["new_tokens"] == [5] * 3 and len(line["prompt_tokens"]) == 3 for line in lines)
     assert len(set(lines[0]["prompt_tokens"])) == 3  # prompts of different lengths
+
+
+def test_uneven_answers_have_their_lengths(capsys):
+    """More prompts than are decoded together, each with an answer of its own length, the same for every system."""
+    generation.main(f"{TINY} --batch 2 --prompts 5 --new-tokens 40 --uneven --rounds 1 --check".split())
+    lengths = lines_of(capsys)[0]["new_tokens"]
+    assert len(lengths) == 5 and len(set(lengths)) > 1 and max(lengths) <= 40
 
 
 def test_generation_that_disagrees_fails_the_check():
@@ -229,8 +236,10 @@ def test_a_static_cache_gives_the_same_tokens():
     # On a CPU it is no system of its own, but the code is the same.
     workload = Workload(Shape(32, 3, 2, 64, 3, 2))
     prompts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
-    static = generation._static_cache(workload.adapted, prompts, 6, compiled=False)
-    assert static == generation._systems(workload, prompts, 6)["adapted"]()
+    options = {"prompts": prompts, "lengths": [6, 3, 6], "batch": 2}
+    static = generation._in_slots(workload.adapted, static=True, compiled=False, **options)
+    assert static == generation._in_slots(workload.adapted, **options)
+    assert list(map(len, static)) == [6, 3, 6]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process's peak")

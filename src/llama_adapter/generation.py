@@ -1,13 +1,14 @@
-"""Answers to raw text prompts: greedy, sampled or by beams, in left-padded batches, optionally streamed.
+"""Answers to raw text prompts: greedy, sampled or by beams, many together, optionally streamed.
 
-The decoding loop and the key/value cache are transformers'. What is ours: every prompt of the adapter is projected once
-per call and not once per token, no setting of a checkpoint's `generation_config.json` leaks in, and the answers come
-back in the order of the prompts. Templates are the task's business, not this file's.
+Greedy and sampled answers are decoded in slots (`decoding`); beams are transformers'. Either way every prompt of the
+adapter is projected once per call and not once per token, no setting of a checkpoint's `generation_config.json` leaks
+in, and the answers come back in the order of the prompts. Templates are the task's business, not this file's.
 
 Sampling is the authors' rule: divide the logits by the temperature, keep the most likely tokens until their total
 probability passes `top_p`, renormalise. They answer with temperature 0.1 and top_p 0.75; our default is greedy.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,26 @@ from contextlib import contextmanager
 import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llama_adapter.attach import prompts_projected
+from llama_adapter.decoding import DecodingStats, SlotDecoder, can_decode
 from llama_adapter.layer_modes import uncompiled
 from llama_adapter.streaming import IdStreamer, TextPieces
 from llama_adapter.tokenizer import Tokenizer, as_tokenizer
+
+LOGGED_FROM = 16  # answers of a call; the few samples of an epoch are no measurement
+STATIC_CACHE_FROM = 8192  # tokens; compiling takes about a minute (a guess until it is measured on a GPU)
+
+log = logging.getLogger(__name__)
 
 
 def generate(
@@ -34,7 +49,9 @@ def generate(
     num_beams: int = 1,
     batch_size: int | None = None,
     seed: int | None = None,
+    static_cache: bool | None = None,
     stream: Callable[[int, str], None] | None = None,
+    stats: DecodingStats | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, without the prompt.
 
@@ -42,7 +59,7 @@ def generate(
         model: a causal language model of a known family, with an adapter or without.
         tokenizer: the one that belongs to the model, of any kind that `as_tokenizer` takes.
         prompts: raw texts; nothing is added but BOS, once, where the tokenizer has one.
-        max_new_tokens, temperature, top_p, num_beams, batch_size, seed: as in `generate_ids`.
+        max_new_tokens, temperature, top_p, num_beams, batch_size, seed, static_cache, stats: as in `generate_ids`.
         stream: called with the index of a prompt and the next piece of its answer, as soon as the piece is known. The
             pieces of one index join up to exactly the answer returned; half a character is held back.
 
@@ -72,7 +89,9 @@ def generate(
         num_beams=num_beams,
         batch_size=batch_size,
         seed=seed,
+        static_cache=static_cache,
         stream=None if pieces is None else pieces.add,
+        stats=stats,
     )
     texts = [decode(answer) for answer in answers]
     if pieces is not None:
@@ -92,7 +111,9 @@ def generate_ids(
     num_beams: int = 1,
     batch_size: int | None = None,
     seed: int | None = None,
+    static_cache: bool | None = None,
     stream: Callable[[int, int], None] | None = None,
+    stats: DecodingStats | None = None,
 ) -> list[list[int]]:
     """The new token ids for each prompt, without the prompt, EOS and padding.
 
@@ -106,10 +127,14 @@ def generate_ids(
         temperature: 0 takes the most likely token (`top_p` then does nothing), above 0 samples.
         top_p: from 0 (only the most likely token) to 1 (all of them).
         num_beams: above 1 searches with that many beams; not together with a temperature.
-        batch_size: prompts decoded together, of similar length; None decodes all at once.
+        batch_size: answers decoded together at most; None decodes all at once. An answer that ends makes room for the
+            next prompt (for beams: when all of the batch have ended).
         seed: makes sampling repeatable, and leaves the global random state as it was. The same seed draws other samples
             with another `batch_size`.
+        static_cache: keys and values in memory of a fixed size and a compiled step; None uses it on CUDA where at least
+            `STATIC_CACHE_FROM` tokens may be decoded, fewer do not pay for compiling. Not for beams.
         stream: called with the index of a prompt and its next id, each step.
+        stats: is added to. Without one, a line in the log says how fast many answers were decoded.
 
     Returns:
         The new ids, in the order of the prompts.
@@ -127,32 +152,90 @@ def generate_ids(
         streamed=stream is not None,
     )
     _check_prompts(prompts, model.config, max_new_tokens)
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        eos_token_id=list(eos_ids) or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-        **(sampling if temperature > 0 else {"do_sample": False}),
-    )
-    longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    batch_size = batch_size or max(len(prompts), 1)
-    answers: list[list[int]] = [[] for _ in prompts]
+    if not prompts:
+        return []
+    batch_size = batch_size or len(prompts)
     # not inference_mode: a rotary embedding that grows with the input would keep its tensors, unusable in training
     with _ready_to_generate(model), _seeded(seed, model.device), torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            indices = longest_first[start : start + batch_size]
-            input_ids, attention_mask = _left_padded([prompts[index] for index in indices], pad_id)  # [B, T] each
-            output = model.generate(
-                input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=config,
-                streamer=None if stream is None else IdStreamer(indices, eos_ids, stream),
+        if num_beams > 1 or not can_decode(model):
+            return _generate_with_transformers(
+                model,
+                prompts,
+                GenerationConfig(
+                    max_new_tokens=max_new_tokens,
+                    num_beams=num_beams,
+                    eos_token_id=list(eos_ids) or None,
+                    pad_token_id=pad_id,
+                    use_cache=True,
+                    **_sampling(temperature, top_p),
+                ),
+                batch_size=batch_size,
+                eos_ids=eos_ids,
+                stream=stream,
             )
-            new_ids = output[:, input_ids.shape[1] :].tolist()
-            for index, ids in zip(indices, new_ids, strict=True):
-                answers[index] = _until_eos(ids, eos_ids)
+        if static_cache is None:
+            static_cache = model.device.type == "cuda" and len(prompts) * max_new_tokens >= STATIC_CACHE_FROM
+        decoder = SlotDecoder(
+            model,
+            prompts,
+            slots=batch_size,
+            max_new_tokens=[max_new_tokens] * len(prompts),
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            choose=_sampler(temperature, top_p) if temperature > 0 else _most_likely,
+            stream=stream,
+            static=static_cache,
+        )
+        answers = decoder.run()
+    if stats is not None:
+        stats.add(decoder.stats)
+    elif len(prompts) >= LOGGED_FROM:
+        log.info("%s", decoder.stats)
+    return answers
+
+
+def _most_likely(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+def _sampler(temperature: float, top_p: float) -> Callable[[Tensor], Tensor]:
+    warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))])
+
+    def sample(logits: Tensor) -> Tensor:
+        return torch.multinomial(warp(None, logits.float()).softmax(dim=-1), num_samples=1)[:, 0]
+
+    return sample
+
+
+def _sampling(temperature: float, top_p: float) -> dict[str, object]:
+    if temperature > 0:
+        return {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
+    return {"do_sample": False}
+
+
+def _generate_with_transformers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    batch_size: int,
+    eos_ids: Sequence[int],
+    stream: Callable[[int, int], None] | None,
+) -> list[list[int]]:
+    """Beams, and models whose layers differ in what they see; prompts of similar length share a batch."""
+    longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(prompts), batch_size):
+        indices = longest_first[start : start + batch_size]
+        input_ids, attention_mask = _left_padded([prompts[index] for index in indices], config.pad_token_id)
+        output = model.generate(
+            input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            streamer=None if stream is None else IdStreamer(indices, eos_ids, stream),
+        )
+        for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[index] = _until_eos(ids, eos_ids)
     return answers
 
 
