@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from llama_adapter.backbones import attention_modules, project_prompt, query_heads
 from llama_adapter.flat_attention import NO_MASK, flat_attention
+from llama_adapter.segment_prompts import segment_prompt_attention
 from llama_adapter.zero_init import AdapterConfig, GatedPrompt, gate_value, prompt_attention, repeat_heads
 
 ATTENTION = "zero_init"
@@ -31,13 +32,15 @@ def zero_init_attention(
     dropout: float = 0.0,
     cu_seqlens: Tensor | None = None,
     prefix: Tensor | None = None,
+    prompt_context: Tensor | None = None,
+    context_of: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention function of every layer of an adapted model, in training and in generation alike.
 
     A flat row's `cu_seqlens` and `prefix` come through the model call's keywords (`flat_batches.flat_model_inputs`).
-    The frozen half attends per document; the prompt half is per token as always. Prompts that differ by document would
-    have to go by each token's document there, and documents with different prompts must not share a prefix.
+    The frozen half attends per document; the prompt half is per token as always. So does `prompt_context`, which makes
+    the prompts of each example its own; documents with different prompts must not share a prefix.
 
     Args:
         module: the attention module that calls; it carries a prompt if it has an `adapter`.
@@ -46,6 +49,9 @@ def zero_init_attention(
         attention_mask: [B, 1, T, S] boolean, or None for plain causal attention; not read for a flat row.
         scaling: multiplies the scores; the module's own when not given.
         cu_seqlens, prefix: the segments of a flat row, see `flat_attention`; None for a batch of rows.
+        prompt_context: [N, C], float32: what is added to all K prompts of an example, its projected image (Eq. 10 of
+            the paper); zeros are the plain prompts. In a batch of rows N is B.
+        context_of: [S] or longer, int32, on the CPU: which of the N each segment of a flat row has, -1 for none.
 
     Returns:
         [B, T, H, D] and None in the place of the attention weights.
@@ -75,11 +81,32 @@ def zero_init_attention(
     if adapter is None or not adapter.enabled:
         return output, weights
     if adapter.projected:
-        (prompt_key, prompt_value), gate_factor = adapter.projected, None
+        return output + prompt_attention(query, *adapter.projected, None, scaling), weights
+    prompt = with_context(adapter.prompt, prompt_context, plain_too=cu_seqlens is not None)
+    prompt_key, prompt_value = project_prompt(module, prompt.to(query.dtype))
+    if prompt_context is not None and cu_seqlens is not None:
+        segments = {"cu_seqlens": cu_seqlens, "context_of": context_of}
+        half = segment_prompt_attention(query, prompt_key, prompt_value, adapter.gate_factor(), scaling, **segments)
     else:
-        prompt_key, prompt_value = project_prompt(module, adapter.prompt.to(query.dtype))
-        gate_factor = adapter.gate_factor()
-    return output + prompt_attention(query, prompt_key, prompt_value, gate_factor, scaling), weights
+        half = prompt_attention(query, prompt_key, prompt_value, adapter.gate_factor(), scaling)
+    return output + half, weights
+
+
+def with_context(prompt: Tensor, context: Tensor | None, *, plain_too: bool = False) -> Tensor:
+    """P^v = P + I of Eq. 10, for every example.
+
+    Args:
+        prompt: [K, C].
+        context: [N, C], or None for the prompt as it is.
+        plain_too: whether the prompt itself comes after the N, for what has no context.
+
+    Returns:
+        [N, K, C], [N + 1, K, C] or [K, C].
+    """
+    if context is None:
+        return prompt
+    prompts = prompt + context[:, None]
+    return torch.cat((prompts, prompt[None])) if plain_too else prompts
 
 
 AttentionInterface.register(ATTENTION, zero_init_attention)
@@ -151,21 +178,35 @@ def adapter_disabled(model: PreTrainedModel) -> Iterator[None]:
             adapter.enabled = enabled
 
 
+@torch.no_grad()
+def projected_prompts(model: PreTrainedModel, context: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Key and gated value of the prompts of each adapted layer, [N or 1, H, K, D] each.
+
+    Args:
+        model: from `attach`.
+        context: [N, C], see `zero_init_attention`.
+    """
+    dtype, states = model.get_input_embeddings().weight.dtype, []
+    for module in attention_modules(model):
+        if hasattr(module, "adapter"):
+            key, value = project_prompt(module, with_context(module.adapter.prompt, context).to(dtype))
+            gate_factor = module.adapter.gate_factor()
+            states.append((repeat_heads(key, len(gate_factor)), gate_value(value, gate_factor)))
+    return states
+
+
 @contextmanager
-def prompts_projected(model: PreTrainedModel) -> Iterator[None]:
+def prompts_projected(model: PreTrainedModel, context: Tensor | None = None) -> Iterator[None]:
     """Projects and gates every prompt once, for a generation of many steps. No gradient reaches prompts and gates.
 
-    The projections are dropped on leaving: kept across an optimizer step they would be stale, and nothing would say so.
+    With a context each row of a batch has prompts of its own. The projections are dropped on leaving: kept across an
+    optimizer step they would be stale, and nothing would say so.
     """
-    modules = [module for module in attention_modules(model) if hasattr(module, "adapter")]
-    dtype = model.get_input_embeddings().weight.dtype
+    attached = list(adapters(model).values())
     try:
-        with torch.no_grad():
-            for module in modules:
-                key, value = project_prompt(module, module.adapter.prompt.to(dtype))
-                gate_factor = module.adapter.gate_factor()
-                module.adapter.projected = repeat_heads(key, len(gate_factor)), gate_value(value, gate_factor)
+        for adapter, states in zip(attached, projected_prompts(model, context), strict=True):
+            adapter.projected = states
         yield
     finally:
-        for module in modules:
-            module.adapter.projected = None
+        for adapter in attached:
+            adapter.projected = None

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from llama_adapter.batches import BatchConfig
 from llama_adapter.dealing import Dealer, accumulation_for, dealer
-from llama_adapter.examples import IGNORED, Example, TokenCounts
+from llama_adapter.examples import IGNORED, Example, TokenCounts, image_columns
 from llama_adapter.flat_batches import FlatCollator
 
 
@@ -48,7 +48,7 @@ class PaddedCollator:
             batch = {"input_ids": torch.full((1, 2), self.pad_id), "labels": torch.full((1, 2), IGNORED)}
         computed = batch["input_ids"].numel()
         attended = sum(length * (length + 1) // 2 for length in lengths)
-        return batch | {"counts": TokenCounts(useful, computed, computed - useful, attended)}
+        return batch | {"counts": TokenCounts(useful, computed, computed - useful, attended)} | image_columns(examples)
 
 
 class EpochOrder(Sampler[int]):

@@ -1,7 +1,13 @@
-"""The form of an example: a dict with `input_ids` [T] and `labels` [T], which every batch is made of."""
+"""The form of an example: a dict with `input_ids` [T] and `labels` [T], which every batch is made of.
 
+An example of a task with images also has `pixel_values` [I, 3, height, width], or `image_features` [I, F] where they
+were computed before; I is the number of its images and may be 0.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 IGNORED = -100  # the label of a token that is not trained; what torch's cross_entropy ignores by default
@@ -23,3 +29,28 @@ class TokenCounts(NamedTuple):
     computed: int
     padding: int
     attended: int
+
+
+IMAGE_KEYS = ("pixel_values", "image_features")
+
+
+def has_image(example: Example) -> bool:
+    return any(len(example.get(key, ())) for key in IMAGE_KEYS)
+
+
+def image_columns(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """The images of a batch, for either form of batch; nothing where the examples have no room for images.
+
+    Returns:
+        `pixel_values` [I, 3, height, width] or `image_features` [I, F]: those of all examples, end to end.
+        `image_of`: [I], the example that each image belongs to.
+        `example_count`: a scalar, N.
+    """
+    columns = {}
+    for key in IMAGE_KEYS:
+        parts = [example[key] for example in examples if key in example]
+        if parts:
+            owners = [number for number, example in enumerate(examples) for _ in range(len(example[key]))]
+            columns |= {key: torch.cat(parts), "image_of": torch.tensor(owners, dtype=torch.long)}
+            columns["example_count"] = torch.tensor(len(examples))
+    return columns

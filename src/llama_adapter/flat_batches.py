@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llama_adapter.examples import IGNORED, Example, TokenCounts
+from llama_adapter.examples import IGNORED, Example, TokenCounts, has_image, image_columns
 from llama_adapter.flat_attention import NO_MASK
 
 MIN_PREFIX = 8  # tokens; below that the copies of its keys and one more segment cost what it saves
@@ -33,6 +33,7 @@ def shared_prefixes(examples: Sequence[Example], *, min_length: int = MIN_PREFIX
 
     A prefix ends before the last prompt token at the latest: that one predicts the first trained token, which differs
     from document to document, so each keeps its own. An example cut off before its answer keeps its last token.
+    Examples with images share nothing: their prompts differ, and so do all their hidden states.
 
     Args:
         examples: dicts with `input_ids` and `labels`, [T] each.
@@ -42,7 +43,9 @@ def shared_prefixes(examples: Sequence[Example], *, min_length: int = MIN_PREFIX
         Groups that hold every example once. Their order depends on the prompts, never on the trained tokens.
     """
     prompts = [example["input_ids"][: _longest_prefix(example)].tolist() for example in examples]
-    order = sorted(range(len(examples)), key=lambda index: prompts[index])
+    alone = [Group(0, [index]) for index, example in enumerate(examples) if has_image(example)]
+    plain = (index for index, example in enumerate(examples) if not has_image(example))
+    order = sorted(plain, key=lambda index: prompts[index])
     common = [_common_length(prompts[left], prompts[right]) for left, right in pairwise(order)]
     # Equal beginnings are neighbours now, so a group is a run. saved[end] is the most that examples order[:end] can
     # save, and cut[end] where their last run starts.
@@ -63,7 +66,7 @@ def shared_prefixes(examples: Sequence[Example], *, min_length: int = MIN_PREFIX
         start = cut[end]
         groups.append(Group(min(common[start : end - 1], default=0), order[start:end]))
         end = start
-    return groups[::-1]
+    return groups[::-1] + alone
 
 
 def _longest_prefix(example: Example) -> int:
@@ -104,6 +107,8 @@ class FlatCollator:
                 trained, the first token of a segment included: the model's output at t predicts the label at t + 1.
             `cu_seqlens`, `prefix`: [S + 1] int32 each, as `flat_attention` takes them; `prefix` ends with a -1.
             `counts`: a `TokenCounts`.
+            And of examples with images what `image_columns` gives, and `context_of`: [S + 1] int32, the example whose
+                image a segment's prompts have, or -1; it ends with a -1.
 
         Raises:
             ValueError: an example has no tokens or trains its first one, which nothing predicts.
@@ -127,14 +132,22 @@ class FlatCollator:
                 front = row.add(examples[members[0]]["input_ids"][:length])
             for index in members:
                 example = examples[index]
-                row.add(example["input_ids"][length:], example["labels"][length:], position=length, prefix=front)
+                row.add(
+                    example["input_ids"][length:],
+                    example["labels"][length:],
+                    position=length,
+                    prefix=front,
+                    context=index if has_image(example) else -1,
+                )
         # A query at position p sees p + 1 keys.
         attended = sum(int(positions.sum()) for positions in row.positions) + row.length
         padding = -row.length % self.multiple if examples else max(2, self.multiple)
         if padding:
             row.add(torch.full((padding,), self.pad_id))
         useful = sum(len(example["input_ids"]) for example in examples)
-        return row.batch() | {"counts": TokenCounts(useful, row.length, padding, attended)}
+        batch = row.batch() | {"counts": TokenCounts(useful, row.length, padding, attended)}
+        images = image_columns(examples)
+        return batch | images | ({"context_of": row.context_of()} if images else {})
 
 
 class _Row:
@@ -146,18 +159,22 @@ class _Row:
         self.positions: list[Tensor] = []
         self.starts = [0]
         self.prefixes: list[int] = []
+        self.contexts: list[int] = []
 
     @property
     def length(self) -> int:
         return self.starts[-1]
 
-    def add(self, ids: Tensor, labels: Tensor | None = None, *, position: int = 0, prefix: int = -1) -> int:
+    def add(
+        self, ids: Tensor, labels: Tensor | None = None, *, position: int = 0, prefix: int = -1, context: int = -1
+    ) -> int:
         """Appends a segment and returns its number; without labels nothing in it is trained."""
         self.ids.append(ids)
         self.labels.append(torch.full_like(ids, IGNORED) if labels is None else labels)
         self.positions.append(torch.arange(position, position + len(ids)))
         self.starts.append(self.length + len(ids))
         self.prefixes.append(prefix)
+        self.contexts.append(context)
         return len(self.prefixes) - 1
 
     def batch(self) -> dict[str, Tensor]:
@@ -169,10 +186,21 @@ class _Row:
             "prefix": torch.tensor([*self.prefixes, -1], dtype=torch.int32),
         }
 
+    def context_of(self) -> Tensor:
+        return torch.tensor([*self.contexts, -1], dtype=torch.int32)
 
-def flat_model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
-    """The keywords of the call of a model from `attach`, for a batch of a `FlatCollator`."""
-    return {
+
+def flat_model_inputs(batch: dict[str, Tensor], prompt_context: Tensor | None = None) -> dict[str, object]:
+    """The keywords of the call of a model from `attach`, for a batch of a `FlatCollator`.
+
+    Args:
+        batch: of the collator.
+        prompt_context: [N, C] of its N examples, where they have images.
+    """
+    context = {}
+    if prompt_context is not None:
+        context = {"prompt_context": prompt_context, "context_of": batch["context_of"].cpu()}
+    return context | {
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
         "attention_mask": NO_MASK.to(batch["input_ids"].device),
