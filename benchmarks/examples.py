@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from llama_adapter.encoding import encode_default
 from llama_adapter.examples import IGNORED, Example
 from llama_adapter.tokenizer import load_tokenizer
-from tasks.alpaca.encoding import encode_default
 from tasks.alpaca.prompt import TEMPLATES
 from tasks.alpaca.records import read_records
 

@@ -6,8 +6,8 @@
 
 Prompts have Alpaca's lengths; answers are greedy, all of one length, or of Alpaca's lengths with `--uneven`. Ours are
 decoded in slots; `adapted_transformers` is our adapter under transformers' own `generate`, in fixed batches. On an
-accelerator there are two more systems: ours with a cache of fixed size, eager and compiled. `--check` first compares the
-tokens of every adapted system.
+accelerator there are two more systems: ours with a cache of fixed size, eager and compiled. `--check` first compares
+the tokens of every adapted system.
 """
 
 import argparse

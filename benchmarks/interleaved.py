@@ -46,7 +46,12 @@ def report(seconds: dict[str, list[float]], *, tokens: int, baseline: str, **set
         ratio = [base / mine for base, mine in zip(seconds[baseline], own, strict=True)]
         ratios[name] = statistics.median(ratio)
         speed = tokens / statistics.median(own)
-        result = {"step_seconds": statistics.median(own), "useful_tokens_per_second": round(speed, 1), "ratio": round(ratios[name], 4), "seconds": own}
+        result = {
+            "step_seconds": statistics.median(own),
+            "useful_tokens_per_second": round(speed, 1),
+            "ratio": round(ratios[name], 4),
+            "seconds": own,
+        }
         sys.stdout.write(json.dumps({"system": name, **settings, **result}) + "\n")
         rows.append(f"{name:<24}{speed:>12.0f}{ratios[name]:>9.3f}{min(ratio):>9.3f}{max(ratio):>9.3f}")
     sys.stderr.write("\n".join(rows) + "\n")

@@ -13,7 +13,7 @@ CORE = ROOT / "src/llama_adapter"
 FILES = sorted([*CORE.rglob("*.py"), *(ROOT / "tasks").rglob("*.py"), ROOT / "train.py", ROOT / "evaluate.py"])
 TASKS = sorted(path.name for path in (ROOT / "tasks").iterdir() if (path / "__init__.py").is_file())
 
-MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes"}
+MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL"}
 TRAINING = MODELS | {"lightning", "torchmetrics", "matplotlib"}
 ENTRY = TRAINING | {"hydra", "omegaconf"}
 

@@ -6,6 +6,7 @@ import torch
 from llama_adapter.attach import attach
 from llama_adapter.data import PaddedCollator
 from llama_adapter.flat_batches import FlatCollator, flat_model_inputs, shared_prefixes
+from llama_adapter.generation import generate_ids
 from llama_adapter.layer_modes import KEPT, checkpoint_layers, compile_layers
 from llama_adapter.segment_prompts import segment_prompt_attention
 from llama_adapter.zero_init import AdapterConfig, prompt_attention
@@ -160,3 +161,26 @@ def test_the_operator_against_the_equation(groups):
     ours, theirs = (torch.autograd.grad((o * weights).sum(), inputs) for o in (output, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"static_cache": True}, {"batch_size": 2}])
+def test_answers_with_contexts_are_those_one_by_one(options, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, context = adapted(), contexts()
+    prompts = [[1, 5, 6, 7], [1, 8], [1, 9, 10], [1, 11, 12, 13, 14], [1, 15], [1, 16, 17]]
+    arguments = {"eos_ids": (), "pad_id": 0, "max_new_tokens": 6}
+    together = generate_ids(model, prompts, context=context, **arguments, **options)
+    beams = {key: value for key, value in options.items() if key == "num_beams"}
+    alone = [
+        generate_ids(model, [prompt], context=context[n : n + 1], **arguments, **beams)[0]
+        for n, prompt in enumerate(prompts)
+    ]
+    assert together == alone
+    plain = generate_ids(model, prompts, **arguments, **beams)
+    assert together != plain
+    assert [together[number] for number in (1, 3, 5)] == [plain[number] for number in (1, 3, 5)]
+
+
+def test_a_context_for_each_prompt():
+    with pytest.raises(ValueError, match=r"context has 6 rows for 1 prompts\. Give one for each, zeros for none\."):
+        generate_ids(adapted(), [[1]], eos_ids=(), pad_id=0, max_new_tokens=1, context=contexts())

@@ -138,6 +138,8 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
             f"Choose 1 to {len(modules)}."
         )
     model.requires_grad_(False)
+    if hasattr(model, "image_prompt"):  # `vision.attach_images`: its projection is trained with the prompts
+        model.image_prompt.requires_grad_(True)
     model.set_attn_implementation(ATTENTION)
     for module in modules[-config.prompt_layers :]:
         module.adapter = GatedPrompt(

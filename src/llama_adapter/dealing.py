@@ -67,19 +67,20 @@ class DealByTokens:
     As few micro-batches as the two limits allow; an example that is longer than the limit is one of its own.
 
     Args:
-        dataset: examples by index.
+        dataset: examples by index. One whose examples are slow to read, as images are, has a method `outline(index)`
+            too, which tells their tokens and the number of their images.
         batches: the sizes; `micro_batch_size` and `max_tokens` are the limits of a micro-batch.
         devices: how many share a global batch.
     """
 
     def __init__(self, dataset: Sequence[Example], batches: BatchConfig, devices: int) -> None:
-        self.dataset = dataset
+        self.outline = getattr(dataset, "outline", dataset.__getitem__)
         self.batches = batches
         self.devices = devices
 
     def __call__(self, indices: Sequence[int]) -> list[list[int]]:
         """The examples of every device's first micro-batch, then those of the second ones, and so on."""
-        examples = [self.dataset[index] for index in indices]
+        examples = [self.outline(index) for index in indices]
         lengths = [len(example["input_ids"]) for example in examples]
         groups = shared_prefixes(examples) if self.batches.share_prefixes else []
         group_of = {member: group for group in groups for member in group.members}

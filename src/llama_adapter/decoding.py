@@ -23,6 +23,8 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from llama_adapter.attach import adapters, projected_prompts
+
 SPARE_COLUMNS = 256  # between two moves of all texts to the front
 
 
@@ -159,6 +161,7 @@ class SlotDecoder:
         eos_ids: an answer ends before the first of these.
         pad_id: fills shorter prompts; any id.
         choose: the next ids [B] from the logits [B, V].
+        context: [N, C], what is added to the adapter's prompts for each of the N texts; None for nothing.
         stream: called with a prompt's index and its next id.
         static: a static cache and, unless `compiled` is False, a compiled step.
     """
@@ -173,6 +176,7 @@ class SlotDecoder:
         eos_ids: Sequence[int],
         pad_id: int,
         choose: Callable[[Tensor], Tensor],
+        context: Tensor | None = None,
         stream: Callable[[int, int], None] | None = None,
         static: bool = False,
         compiled: bool = True,
@@ -195,6 +199,8 @@ class SlotDecoder:
         self.starts = torch.zeros(self.slots, dtype=torch.long, device=self.device)  # column of each text's first token
         self.ids = torch.zeros(self.slots, 1, dtype=torch.long, device=self.device)  # the last token of each text
         self.answers: list[list[int]] = [[] for _ in prompts]
+        self.context = context
+        self.slot_prompts: list[tuple[Tensor, Tensor]] = []  # by adapted layer, [slots, H, K, D] each
         self.stats = DecodingStats(answers=len(prompts))
 
     def run(self) -> list[list[int]]:
@@ -227,6 +233,8 @@ class SlotDecoder:
         if self.window is not None:
             seen &= columns > columns[:, None] - self.window
         seen |= torch.eye(longest, dtype=torch.bool, device=self.device)  # padding sees itself: no softmax over nothing
+        if self.context is not None:
+            self._project_prompts(free, taken)
         self.cache.filling = torch.tensor(free, device=self.device)
         logits = self.model.forward(
             input_ids=torch.tensor(padded, device=self.device),
@@ -254,6 +262,7 @@ class SlotDecoder:
         seen = (columns >= starts) & (columns <= cache.end)  # [B, S]
         if self.window is not None:
             seen &= columns > cache.end - self.window
+        self._use_prompts([(key[:rows], value[:rows]) for key, value in self.slot_prompts])
         logits = self.forward(
             input_ids=self.ids[:rows],
             attention_mask=seen[:, None, None],
@@ -268,6 +277,21 @@ class SlotDecoder:
         self.stats.rows += rows
         self.stats.live_rows += len(live)
         self._accept(live, self.choose(logits if len(live) == rows else logits[live]))
+
+    def _project_prompts(self, free: list[int], taken: list[int]) -> None:
+        """The adapter's prompts of the texts that come into slots, used at once and kept for the steps."""
+        states = projected_prompts(self.model, self.context[taken])
+        if not self.slot_prompts:
+            self.slot_prompts = [tuple(s.new_zeros(self.slots, *s.shape[1:]) for s in pair) for pair in states]
+        for kept, new in zip(self.slot_prompts, states, strict=True):
+            for target, source in zip(kept, new, strict=True):
+                target[free] = source
+        self._use_prompts(states)
+
+    def _use_prompts(self, states: list[tuple[Tensor, Tensor]]) -> None:
+        if self.context is not None:
+            for adapter, pair in zip(adapters(self.model).values(), states, strict=True):
+                adapter.projected = pair
 
     def _accept(self, slots: list[int], ids: Tensor) -> None:
         """Adds each slot's new id to its answer and frees the slots whose answer has ended."""
@@ -292,6 +316,9 @@ class SlotDecoder:
             return
         self.cache.move_slot(last, slot)
         self.starts[slot], self.ids[slot] = self.starts[last], self.ids[last]
+        for pair in self.slot_prompts:
+            for states in pair:
+                states[slot] = states[last]
         self.owners[slot], self.owners[last] = self.owners[last], None
 
     def _make_room(self) -> None:

@@ -49,6 +49,7 @@ def generate(
     num_beams: int = 1,
     batch_size: int | None = None,
     seed: int | None = None,
+    context: Tensor | None = None,
     static_cache: bool | None = None,
     stream: Callable[[int, str], None] | None = None,
     stats: DecodingStats | None = None,
@@ -59,7 +60,8 @@ def generate(
         model: a causal language model of a known family, with an adapter or without.
         tokenizer: the one that belongs to the model, of any kind that `as_tokenizer` takes.
         prompts: raw texts; nothing is added but BOS, once, where the tokenizer has one.
-        max_new_tokens, temperature, top_p, num_beams, batch_size, seed, static_cache, stats: as in `generate_ids`.
+        max_new_tokens, temperature, top_p, num_beams, batch_size, seed, context, static_cache, stats: as in
+            `generate_ids`.
         stream: called with the index of a prompt and the next piece of its answer, as soon as the piece is known. The
             pieces of one index join up to exactly the answer returned; half a character is held back.
 
@@ -89,6 +91,7 @@ def generate(
         num_beams=num_beams,
         batch_size=batch_size,
         seed=seed,
+        context=context,
         static_cache=static_cache,
         stream=None if pieces is None else pieces.add,
         stats=stats,
@@ -111,6 +114,7 @@ def generate_ids(
     num_beams: int = 1,
     batch_size: int | None = None,
     seed: int | None = None,
+    context: Tensor | None = None,
     static_cache: bool | None = None,
     stream: Callable[[int, int], None] | None = None,
     stats: DecodingStats | None = None,
@@ -131,6 +135,8 @@ def generate_ids(
             next prompt (for beams: when all of the batch have ended).
         seed: makes sampling repeatable, and leaves the global random state as it was. The same seed draws other samples
             with another `batch_size`.
+        context: [N, C], for each prompt what is added to the adapter's prompts: its image, from
+            `vision.prompt_context`.
         static_cache: keys and values in memory of a fixed size and a compiled step; None uses it on CUDA where at least
             `STATIC_CACHE_FROM` tokens may be decoded, fewer do not pay for compiling. Not for beams.
         stream: called with the index of a prompt and its next id, each step.
@@ -152,6 +158,10 @@ def generate_ids(
         streamed=stream is not None,
     )
     _check_prompts(prompts, model.config, max_new_tokens)
+    if context is not None and len(context) != len(prompts):
+        raise ValueError(
+            f"context has {len(context)} rows for {len(prompts)} prompts. Give one for each, zeros for none."
+        )
     if not prompts:
         return []
     batch_size = batch_size or len(prompts)
@@ -171,6 +181,7 @@ def generate_ids(
                 ),
                 batch_size=batch_size,
                 eos_ids=eos_ids,
+                context=context,
                 stream=stream,
             )
         if static_cache is None:
@@ -183,6 +194,7 @@ def generate_ids(
             eos_ids=eos_ids,
             pad_id=pad_id,
             choose=_sampler(temperature, top_p) if temperature > 0 else _most_likely,
+            context=context,
             stream=stream,
             static=static_cache,
         )
@@ -220,6 +232,7 @@ def _generate_with_transformers(
     *,
     batch_size: int,
     eos_ids: Sequence[int],
+    context: Tensor | None,
     stream: Callable[[int, int], None] | None,
 ) -> list[list[int]]:
     """Beams, and models whose layers differ in what they see; prompts of similar length share a batch."""
@@ -228,12 +241,15 @@ def _generate_with_transformers(
     for start in range(0, len(prompts), batch_size):
         indices = longest_first[start : start + batch_size]
         input_ids, attention_mask = _left_padded([prompts[index] for index in indices], config.pad_token_id)
-        output = model.generate(
-            input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=config,
-            streamer=None if stream is None else IdStreamer(indices, eos_ids, stream),
-        )
+        # Every beam of a row has the row's prompts.
+        own = None if context is None else context[indices].repeat_interleave(config.num_beams, dim=0)
+        with prompts_projected(model, own):
+            output = model.generate(
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                streamer=None if stream is None else IdStreamer(indices, eos_ids, stream),
+            )
         for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[index] = _until_eos(ids, eos_ids)
     return answers

@@ -20,6 +20,7 @@ from llama_adapter.flat_batches import flat_model_inputs
 from llama_adapter.head_loss import head_loss
 from llama_adapter.layer_modes import uncompiled
 from llama_adapter.optim import OptimizerConfig, schedule
+from llama_adapter.vision import prompt_context
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -31,8 +32,9 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
 
     Args:
         model: a causal LM from `attach`.
-        batch: of a `PaddedCollator`, `input_ids` and `labels`, [B, T] each; or of a `FlatCollator`. The output at t
-            predicts the label at t + 1, in a flat row too: the first token of a document is never trained.
+        batch: of a `PaddedCollator`, `input_ids` and `labels`, [B, T] each; or of a `FlatCollator`; with images, for a
+            model that takes them. The output at t predicts the label at t + 1, in a flat row too: the first token of a
+            document is never trained.
 
     Returns:
         Two scalars; the loss in float32. The head runs at the trained positions only.
@@ -40,12 +42,15 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T], the label each output predicts
     trained = targets != IGNORED
     head = model.get_output_embeddings()
+    context = prompt_context(model, batch)
     if "cu_seqlens" in batch:
-        hidden = model.base_model(**flat_model_inputs(batch)).last_hidden_state[trained]  # [trained, C]
+        hidden = model.base_model(**flat_model_inputs(batch, context)).last_hidden_state[trained]  # [trained, C]
         return head_loss(hidden, head, targets[trained]), trained.sum()
     # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
     # attention never looks, and the kernel stays `is_causal`.
-    hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[trained]  # [trained, C]
+    images = {} if context is None else {"prompt_context": context}
+    output = model.base_model(input_ids=batch["input_ids"], use_cache=False, **images)
+    hidden = output.last_hidden_state[trained]  # [trained, C]
     return F.cross_entropy(head(hidden).float(), targets[trained], reduction="sum"), trained.sum()
 
 

@@ -74,6 +74,34 @@ class Architecture:
 
 
 @dataclass
+class VisionConfig:
+    """A CLIP tower and the projection of its features to what is added to the prompts (Eq. 9-10 of the paper).
+
+    Args:
+        path: folder of a CLIP model, or of its vision tower, in the Hugging Face layout; empty for text alone.
+        channels: of the tower's layers; for plans without the weights.
+        layers: whose class tokens are read, from 1 to the tower's number of layers.
+        patch_mean: whether the mean of the other tokens of each layer is read too.
+        projection_width: of the bottleneck; 67 gives LLaMA-7B with ViT-L/14 the paper's 0.56M parameters.
+    """
+
+    path: str = ""
+    channels: int = 0
+    layers: list[int] = field(default_factory=list)
+    patch_mean: bool = False
+    projection_width: int = 67
+
+    def __post_init__(self) -> None:
+        if self.projection_width < 1:
+            raise ValueError(f"model.vision.projection_width must be at least 1, got {self.projection_width}.")
+
+    def parameters(self, hidden_size: int) -> int:
+        """Of the projection: two linear layers with biases."""
+        features = len(self.layers) * self.channels * (2 if self.patch_mean else 1)
+        return (features + 1) * self.projection_width + (self.projection_width + 1) * hidden_size
+
+
+@dataclass
 class Hardware:
     """What the devices of a trainer are.
 
@@ -125,12 +153,15 @@ class Plan:
     dtype: str
     quantization: str | None
     activation_checkpointing: str | None
+    vision: VisionConfig | None
     warnings: list[str] = field(default_factory=list)
 
     @property
     def trainable_parameters(self) -> int:
-        """K x L x C prompts and L x H gates."""
-        return self.prompt_layers * (self.prompt_length * self.architecture.hidden_size + self.architecture.heads)
+        """K x L x C prompts and L x H gates, and the projection of images."""
+        shape = self.architecture
+        adapter = self.prompt_layers * (self.prompt_length * shape.hidden_size + shape.heads)
+        return adapter + (self.vision.parameters(shape.hidden_size) if self.vision else 0)
 
     def memory(self) -> dict[str, float]:
         """Bytes on one device while training, by part; an estimate for the longest batch, without fragmentation.
@@ -182,7 +213,8 @@ class Plan:
             (
                 "trainable parameters",
                 f"{self.trainable_parameters:,} (K={self.prompt_length}, L={self.prompt_layers} of {shape.layers} "
-                f"layers), total {shape.parameters + self.trainable_parameters:,}",
+                f"layers{', and the projection of images' if self.vision else ''}), total "
+                f"{shape.parameters + self.trainable_parameters:,}",
             ),
             (
                 "global batch",
@@ -230,6 +262,7 @@ def make_plan(
     dtype: str,
     quantization: str | None,
     activation_checkpointing: str | None = None,
+    vision: VisionConfig | None = None,
     accumulation: int | None = None,
 ) -> Plan:
     """Joins what the nodes of a configuration say, and refuses what does not fit together.
@@ -242,6 +275,7 @@ def make_plan(
         examples, tokens_per_example: of the training data.
         max_length: tokens of an example at most.
         activation_checkpointing: one of `ACTIVATION_CHECKPOINTING`, or None.
+        vision: of a model that is trained with images.
         accumulation: micro-batches of a step on each device, where the data have been counted; None estimates it.
 
     Raises:
@@ -302,6 +336,7 @@ def make_plan(
         dtype=dtype,
         quantization=quantization,
         activation_checkpointing=activation_checkpointing,
+        vision=vision,
         warnings=warnings,
     )
     needed = sum(plan.memory().values()) / GIB

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from llama_adapter.data import BatchConfig, ExampleDataModule
+from llama_adapter.encoding import ENCODINGS, EncodedDataset
 from llama_adapter.tokenizer import as_tokenizer
-from tasks.alpaca.encoding import ENCODINGS, EncodedDataset
 from tasks.alpaca.prompt import PromptTemplate, resolve_template
 from tasks.alpaca.records import Record, read_records
 
@@ -29,7 +29,7 @@ class AlpacaDataModule(ExampleDataModule):
         test_path: a test file; without it there is no test.
         validation_size: records held out of the training file, when there is no validation file.
         validation_split: `random`, or `first` as in the authors' run.
-        encoding: `default` or `paper`, see `tasks.alpaca.encoding`.
+        encoding: `default` or `paper`, see `llama_adapter.encoding`.
         template: a name or two texts, see `tasks.alpaca.prompt`.
         max_length: tokens of an example at most (paper: 512).
         batches, seed, shuffle: see `ExampleDataModule`.

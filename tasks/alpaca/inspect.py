@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
+from llama_adapter.encoding import ENCODINGS, Encoding
 from llama_adapter.tokenizer import Tokenizer, load_tokenizer
-from tasks.alpaca.encoding import ENCODINGS, Encoding
 from tasks.alpaca.prompt import resolve_template
 from tasks.alpaca.records import read_records
 

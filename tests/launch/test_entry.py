@@ -15,7 +15,7 @@ PLAN = ("task=alpaca", "trainer=8xa100", "plan=true")
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("task=alpacca", "task=alpacca does not exist. Choose alpaca, miniature/alpaca. Did you mean 'alpaca'?"),
+        ("task=alpacca", "task=alpacca does not exist. Choose alpaca, miniature/alpaca, scienceqa. Did you mean 'alpaca'?"),
         (
             "trainer=8xA100",
             "trainer=8xA100 does not exist. Choose 1gpu, 8xa100, 8xa100_ddp, cpu. Did you mean '8xa100'?",

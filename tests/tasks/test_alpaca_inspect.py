@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tasks.alpaca.encoding import Encoding, encode_default
+from llama_adapter.encoding import Encoding, encode_default
 from tasks.alpaca.inspect import coloured, main, summary
 from tests.tiny_run import make_records, make_tokenizer
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from llama_adapter.launch.schema import ModelConfig, check_keys, suggestion
-from llama_adapter.plan import Architecture, Plan, difference, make_plan
+from llama_adapter.plan import Architecture, Plan, VisionConfig, difference, make_plan
 
 # The numbers of nodes without a schema that a plan needs, and the smallest value of each.
 WHOLE_NUMBERS = {
@@ -61,12 +61,34 @@ def model_config(config: DictConfig) -> ModelConfig:
     """The model's node, its architecture as a plain dataclass."""
     values = OmegaConf.to_container(config.model, resolve=True)
     values.pop("_target_")
-    architecture = values["architecture"]
-    for name, node, given in (("model", ModelConfig, values), ("model.architecture", Architecture, architecture)):
+    architecture, vision = values["architecture"], values["vision"]
+    for name, node, given in (
+        ("model", ModelConfig, values),
+        ("model.architecture", Architecture, architecture),
+        ("model.vision", VisionConfig, vision),
+    ):
         known = {f.name for f in fields(node)}
         if surplus := sorted(given.keys() - known):
             raise ValueError(f"Unknown key '{name}.{surplus[0]}'.{suggestion(surplus[0], known)}")
-    return ModelConfig(**{**values, "architecture": Architecture(**architecture)})
+    nodes = {"architecture": Architecture(**architecture), "vision": VisionConfig(**vision)}
+    return ModelConfig(**{**values, **nodes})
+
+
+def vision_of(config: DictConfig) -> VisionConfig | None:
+    """The tower of a run with images, None for one with text alone.
+
+    Raises:
+        ValueError: the task has images, but the model has no tower.
+    """
+    if not config.task.data.get("images", False):
+        return None
+    vision = model_config(config).vision
+    if not vision.path:
+        raise ValueError(
+            f"task={config.task.name} has images, but model={config.model.name} has no vision tower. Choose a model "
+            "with one (model=llama_7b_clip), set model.vision.path, or task.data.images=false for text alone."
+        )
+    return vision
 
 
 def device_count(config: DictConfig) -> int:
@@ -146,6 +168,7 @@ def plan_run(config: DictConfig, data=None) -> Plan:
         dtype=model.dtype,
         quantization=model.quantization,
         activation_checkpointing=config.trainer.activation_checkpointing,
+        vision=vision_of(config),
         accumulation=accumulation,
     )
 
@@ -189,7 +212,12 @@ def tokenizer(config: DictConfig):
 
 def data_module(config: DictConfig, tokenizer):
     """The task's DataModule, set up: the data is read and encoded."""
-    data = node(config.task, "data", tokenizer=tokenizer, batches=node(config, "data"), seed=config.seed)
+    options = {"tokenizer": tokenizer, "batches": node(config, "data"), "seed": config.seed}
+    if vision := vision_of(config):
+        from llama_adapter.images import ImageFeatures
+
+        options["image_reader"] = ImageFeatures(vision.path)
+    data = node(config.task, "data", **options)
     data.setup()
     return data
 
@@ -209,6 +237,24 @@ def backbone(config: DictConfig):
     return load_backbone(model.path, dtype=model.dtype, quantization=model.quantization, tokenizer=model.tokenizer)
 
 
+def image_backbone(config: DictConfig):
+    """The frozen model, with the tower and its projection where the run has images."""
+    vision = vision_of(config)
+    if vision is None:
+        return backbone(config)
+    from llama_adapter.vision import ImagePrompt, attach_images, load_tower
+
+    tower, model = load_tower(vision.path), backbone(config)
+    image_prompt = ImagePrompt(
+        tower,
+        hidden_size=model.config.hidden_size,
+        layers=vision.layers,
+        patch_mean=vision.patch_mean,
+        projection_width=vision.projection_width,
+    )
+    return attach_images(model, image_prompt)
+
+
 def adapted_backbone(config: DictConfig):
     """The model with the adapter at `adapter_path`, checked before any weight is loaded; bare when that is null.
 
@@ -221,7 +267,7 @@ def adapted_backbone(config: DictConfig):
     from llama_adapter.loading import backbone_config
 
     if not config.adapter_path:
-        return backbone(config)
+        return image_backbone(config)
     if Path(config.adapter_path).suffix == ".pth":  # the authors' files do not say what they belong to
         adapter = node(config, "adapter")
         return load_adapter(
@@ -233,7 +279,7 @@ def adapted_backbone(config: DictConfig):
     adapter, path = read_adapter(config.adapter_path), model_config(config).path
     if Path(path).is_dir():
         check_compatible(adapter, backbone_config(path), fingerprint_of_path(path))
-    return load_adapter(backbone(config), config.adapter_path)
+    return load_adapter(image_backbone(config), config.adapter_path)
 
 
 def prepare_layers(config: DictConfig, model) -> None:

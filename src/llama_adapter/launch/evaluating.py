@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
-    """Scores the adapter at `adapter_path`, or answers the file `instructions` with it.
+    """Scores the adapter at `adapter_path`, answers the file `instructions` with it, or scores the file `predictions`.
 
     The adapter is checked against the backbone before any weight is loaded.
 
@@ -29,6 +29,8 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
         The metrics; empty when instructions were answered.
     """
     check_keys(config)
+    if config.predictions:
+        return score_predictions(config, folder)
     start(config)
     tokenizer = build.tokenizer(config)
     data = build.data_module(config, tokenizer)
@@ -51,4 +53,21 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         log.info("\n%s\n\nWritten to %s.", metrics_table(metrics), folder)
+    return metrics
+
+
+def score_predictions(config: DictConfig, folder: Path) -> dict[str, float]:
+    """Scores a file in the benchmark's own format, without a model.
+
+    Raises:
+        ValueError: the task has no such format, or a model was asked for as well.
+    """
+    if "scoring" not in config.task:
+        raise ValueError(f"task={config.task.name} has no scoring of prediction files: its node has no 'scoring'.")
+    for key in ("adapter_path", "instructions"):
+        if config[key]:
+            raise ValueError(f"predictions are scored without a model, but {key} is {config[key]!r}. Leave one out.")
+    metrics = build.node(config.task, "scoring")(config.predictions, folder)
+    write_json(folder / "metrics.json", metrics)
+    log.info("Written to %s: metrics.json, scores.txt", folder)
     return metrics

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from llama_adapter.batches import BatchConfig
 from llama_adapter.optim import OptimizerConfig
-from llama_adapter.plan import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware
+from llama_adapter.plan import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware, VisionConfig
 from llama_adapter.zero_init import AdapterConfig
 
 
@@ -28,6 +28,7 @@ class ModelConfig:
         tokenizer: folder or file of its tokenizer.
         dtype: of the frozen weights: float32, bfloat16 or float16.
         quantization: int8, nf4 or null.
+        vision: the tower of a model that sees images.
         architecture: its shape, for plans without weights; checked against the weights. Empty: read from `path`.
     """
 
@@ -36,6 +37,7 @@ class ModelConfig:
     tokenizer: str
     dtype: str = "bfloat16"
     quantization: str | None = None
+    vision: VisionConfig = field(default_factory=VisionConfig)
     architecture: Architecture = field(default_factory=Architecture)
 
     def __post_init__(self) -> None:
@@ -56,10 +58,10 @@ NODES = {
     "hardware": Hardware,
 }
 
-# Every key that train.py or evaluate.py reads; `evaluate.py` alone reads the last two.
+# Every key that train.py or evaluate.py reads; `evaluate.py` alone reads the last three.
 TOP_LEVEL = (
     *NODES, "task", "trainer", "callbacks", "logger", "seed", "output_dir", "resume", "plan", "objective", "local",
-    "adapter_path", "instructions",
+    "adapter_path", "instructions", "predictions",
 )  # fmt: skip
 
 

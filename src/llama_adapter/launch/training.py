@@ -44,7 +44,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     log.info("%s\n", plan)
     evaluation = build.node(config.task, "evaluation")
     trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
-    model = attach(build.backbone(config), build.node(config, "adapter"))
+    model = attach(build.image_backbone(config), build.node(config, "adapter"))
     module = AdapterModule(model, build.node(config, "optimizer"))
     build.prepare_layers(config, model)
     if resumed:

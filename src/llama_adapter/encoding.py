@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llama_adapter.data import IGNORED, Example
+from llama_adapter.examples import IGNORED, Example
 from llama_adapter.tokenizer import Tokenizer
 
 LEAST_ANSWER = 2  # a trained token and EOS

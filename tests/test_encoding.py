@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
+from llama_adapter.encoding import ENCODINGS, EncodedDataset, Encoding, encode_default, encode_paper
 from llama_adapter.tokenizer import Tokenizer, load_tokenizer
-from tasks.alpaca.encoding import ENCODINGS, EncodedDataset, Encoding, encode_default, encode_paper
 from tasks.alpaca.prompt import TEMPLATES
 from tests.tiny_run import make_tokenizer
 

@@ -1,0 +1,27 @@
+"""Work that all devices of a run do together, each on its share."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_shares(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    """The results of all items in their order, on every device.
+
+    Args:
+        items: the same ones on every device.
+        work: from a share of the items to a result for each.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(work(items))
+    rank, devices = dist.get_rank(), dist.get_world_size()
+    shares: list[list[Result]] = [[] for _ in range(devices)]
+    dist.all_gather_object(shares, list(work(items[rank::devices])))
+    results: list = [None] * len(items)
+    for number, share in enumerate(shares):
+        results[number::devices] = share
+    return results

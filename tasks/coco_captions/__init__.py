@@ -1,0 +1,1 @@
+"""Image captions on COCO, or on any files of its layout."""

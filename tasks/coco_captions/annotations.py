@@ -1,0 +1,253 @@
+"""Reads captions and splits of COCO, in the official layout and in Karpathy's; both may be gzipped.
+
+- captions_<split>.json (official): `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`.
+- dataset_coco.json (Karpathy): `{"images": [{"cocoid", "filepath", "filename", "split", "sentences": [{"raw"}]}]}`. It
+  says the split of every image and holds the captions too, so it serves as either.
+- a list of images (Karpathy's split as text): an id or a path a line, or "<path> <id>".
+"""
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+SPLITS = ("train", "restval", "val", "test")
+# Whoever trains on Karpathy's split trains on "restval" too: what is left of val2014.
+PARTS = {"train": ("train", "restval")}
+SHOWN = 5  # of many wrong things, an error names these and counts the rest
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image and what people say of it.
+
+    Attributes:
+        id: COCO's number.
+        path: relative to the folder of images, as in val2014/COCO_val2014_000000391895.jpg.
+        captions: at least one; COCO has about five.
+    """
+
+    id: int
+    path: str
+    captions: tuple[str, ...]
+
+
+def read_images(path: str | Path) -> dict[int, CaptionedImage]:
+    """The images of a caption file by id, in its order.
+
+    Args:
+        path: captions_<split>.json or dataset_coco.json; gzipped too, and found with .gz at its end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, has other contents, names an image twice, or its images and captions do not belong
+            together.
+    """
+    path = _found(Path(path), "task.data.annotations")
+    content = read_json(path)
+    records = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} has no list `images`. Give captions_val2014.json or dataset_coco.json.")
+    read = _karpathy if "sentences" in records[0] else _official
+    images = read(path, content)
+    if twice := repeated(image.id for image in images):
+        raise ValueError(f"{path} has {len(twice)} image ids more than once: {first(twice)}.")
+    if silent := [image.id for image in images if not image.captions]:
+        raise ValueError(f"{path} has {len(silent)} images without a caption: {first(silent)}.")
+    return {image.id: image for image in images}
+
+
+def read_split(path: str | Path, split: str) -> list[int]:
+    """Image ids of a split, in the file's order.
+
+    Args:
+        path: dataset_coco.json, or a list of images; a list is one split, whatever `split` says.
+        split: of dataset_coco.json: train (with restval), restval, val or test.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, has other contents or names an image twice, or has no image of the split.
+    """
+    path = _found(Path(path), "task.data.split_file")
+    if split not in SPLITS:
+        raise ValueError(f"COCO has no split {split!r}. Choose {', '.join(SPLITS)}.")
+    if path.name.removesuffix(".gz").endswith(".json"):
+        ids = _ids_of_json(path, split)
+    else:
+        ids = [_id_of_line(path, line) for line in read_text(path).split("\n") if line.strip()]
+    if not ids:
+        raise ValueError(f"{path} names no image of {split}.")
+    if twice := repeated(ids):
+        raise ValueError(f"{path} names {len(twice)} images more than once: {first(twice)}.")
+    return ids
+
+
+def chosen(images: Mapping[int, CaptionedImage], ids: Sequence[int], path: str | Path) -> list[CaptionedImage]:
+    """The images that a split names, in its order.
+
+    Args:
+        images: from `read_images`.
+        ids: from `read_split`.
+        path: the ids' file, for the error.
+
+    Raises:
+        ValueError: names images that have no captions.
+    """
+    if unknown := [id for id in ids if id not in images]:
+        raise ValueError(
+            f"{path} names {len(unknown)} images, of {len(ids)}, that no caption file has: {first(unknown)}. Set "
+            "task.data.annotations and task.data.train_annotations to the files they are in."
+        )
+    return [images[id] for id in ids]
+
+
+def missing_images(images: Iterable[CaptionedImage], folder: Path) -> list[Path]:
+    """The files of images that are not there."""
+    return [path for path in (folder / image.path for image in images) if not path.is_file()]
+
+
+def check_images(images: Sequence[CaptionedImage], folder: Path) -> None:
+    """Refuses to begin without all images.
+
+    Raises:
+        FileNotFoundError: counts the missing ones and names some.
+    """
+    if missing := missing_images(images, folder):
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(images)} images are missing: {first(missing)}. Set task.data.images to the folder "
+            "that holds train2014/ and val2014/."
+        )
+
+
+def read_json(path: Path) -> object:
+    """The contents of a JSON file, gzipped or not.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off or no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}). Is it cut off?"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, gzipped or not.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off or no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}.")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            return file.read()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Is it cut off, or not UTF-8 text?") from None
+
+
+def repeated(values: Iterable[object]) -> list:
+    """Those that come more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def first(values: Sequence[object]) -> str:
+    """Some of many, and how many more there are."""
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
+
+
+def _official(path: Path, content: dict) -> list[CaptionedImage]:
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        raise ValueError(
+            f"{path} has no list `annotations`. A file of images alone (image_info_...) has no captions to score with."
+        )
+    captions: dict[int, list[str]] = {}
+    for number, record in enumerate(content["images"]):
+        captions[_value(path, f"images[{number}]", record, "id", int)] = []
+    unknown = []
+    for number, annotation in enumerate(annotations):
+        id = _value(path, f"annotations[{number}]", annotation, "image_id", int)
+        caption = _value(path, f"annotations[{number}]", annotation, "caption", str)
+        if id in captions:
+            captions[id].append(caption)
+        else:
+            unknown.append(id)
+    if unknown:
+        raise ValueError(f"{path} has {len(unknown)} captions of images that it does not list: {first(unknown)}.")
+    return [
+        CaptionedImage(record["id"], _official_path(path, number, record), tuple(captions[record["id"]]))
+        for number, record in enumerate(content["images"])
+    ]
+
+
+def _official_path(path: Path, number: int, record: dict) -> str:
+    """COCO's files name no folder; the address of an image does, and so does the caption file's own name."""
+    name = _value(path, f"images[{number}]", record, "file_name", str)
+    address = PurePosixPath(str(record.get("coco_url", "")))
+    if "/" in name:
+        return name
+    if address.name == name:
+        return f"{address.parent.name}/{name}"
+    return f"{re.sub(r'^captions_|[.].*$', '', path.name)}/{name}"
+
+
+def _karpathy(path: Path, content: dict) -> list[CaptionedImage]:
+    images = []
+    for number, record in enumerate(content["images"]):
+        where = f"images[{number}]"
+        id, folder, name, sentences = (
+            _value(path, where, record, *field)
+            for field in (("cocoid", int), ("filepath", str), ("filename", str), ("sentences", list))
+        )
+        captions = tuple(_value(path, f"{where}.sentences", sentence, "raw", str) for sentence in sentences)
+        images.append(CaptionedImage(id, f"{folder}/{name}", captions))
+    return images
+
+
+def _ids_of_json(path: Path, split: str) -> list[int]:
+    content = read_json(path)
+    if isinstance(content, list):  # of ids
+        return [_id_of_line(path, str(id)) for id in content]
+    records = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path} has no list `images`. Give dataset_coco.json, or a list of images.")
+    parts = PARTS.get(split, (split,))
+    return [
+        _value(path, f"images[{number}]", record, "cocoid", int)
+        for number, record in enumerate(records)
+        if _value(path, f"images[{number}]", record, "split", str) in parts
+    ]
+
+
+def _id_of_line(path: Path, line: str) -> int:
+    # "<path> <id>", "<id>", or a path, whose name ends in the id.
+    match = re.fullmatch(r"(?:\S+\s+)?(\d+)|\S*?(\d+)\.\w+", line.strip())
+    if match is None:
+        raise ValueError(f"{path} has the line {line.strip()!r}; a line is an image id, a path, or a path and an id.")
+    return int(match[1] or match[2])
+
+
+def _value(path: Path, where: str, record: object, key: str, kind: type) -> object:
+    names = {int: "a whole number", str: "a text", list: "a list"}
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"{path}: {where} has no `{key}`.")
+    if not isinstance(record[key], kind) or isinstance(record[key], bool):
+        raise ValueError(f"{path}: {where} has {record[key]!r} as its `{key}`; it must be {names[kind]}.")
+    return record[key]
+
+
+def _found(path: Path, key: str) -> Path:
+    """The file itself, or gzipped."""
+    for candidate in (path, path.with_name(f"{path.name}.gz")):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"No file {path}. Set {key} to the file, relative to task.data.root.")

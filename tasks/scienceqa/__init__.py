@@ -1,0 +1,1 @@
+"""ScienceQA: multiple-choice questions of school science, half of them with an image."""

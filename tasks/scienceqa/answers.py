@@ -1,0 +1,27 @@
+"""Reads the chosen option from a generated text, by one fixed rule.
+
+The text must say "The answer is B" or "The answer is (B)", followed by a full stop, a blank or the end of the text; the
+first such place counts, so reasons may stand before or after it. A letter beyond the problem's options is no answer.
+"""
+
+import re
+
+from tasks.scienceqa.problems import LETTERS
+
+UNREADABLE = -1  # the prediction of a text without an answer: it counts as wrong
+
+_ANSWER = re.compile(rf"[Tt]he answer is (?:\(([{LETTERS}])\)|([{LETTERS}]))(?=[.,;:\s]|$)")
+
+
+def read_answer(text: str, choices: int) -> int:
+    """Index of the option that a text chooses, or `UNREADABLE`.
+
+    Args:
+        text: generated.
+        choices: options of the problem.
+    """
+    match = _ANSWER.search(text)
+    if match is None:
+        return UNREADABLE
+    index = LETTERS.index(match[1] or match[2])
+    return index if index < choices else UNREADABLE

@@ -1,0 +1,169 @@
+"""The DataModule for ScienceQA: problems as examples, with their images where there are some."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from llama_adapter.data import BatchConfig, ExampleDataModule
+from llama_adapter.encoding import EncodedDataset, encode_default
+from llama_adapter.examples import Example
+from llama_adapter.images import ImageFeatures
+from llama_adapter.tokenizer import as_tokenizer
+from tasks.scienceqa.problems import Problem, check_images, read_problems
+from tasks.scienceqa.prompt import check_format, prompt, response
+
+log = logging.getLogger(__name__)
+
+
+class ProblemDataset(EncodedDataset):
+    """Encoded problems; an image is read when its example is asked for, in a worker where there are workers.
+
+    Args:
+        encodings, dropped: see `EncodedDataset`.
+        problems: of the encodings, in their order.
+        root: of the images.
+        images: reads them; None for text alone.
+    """
+
+    def __init__(
+        self, encodings: Sequence, problems: Sequence[Problem], root: Path, images: ImageFeatures | None, dropped: int
+    ) -> None:
+        super().__init__(encodings, dropped=dropped)
+        self.problems = problems
+        self.root = root
+        self.images = images
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        if self.images is None:
+            return example
+        return example | self.images.columns(self._paths(index))
+
+    def outline(self, index: int) -> Example:
+        """The example without reading its image."""
+        example = super().__getitem__(index)
+        return example if self.images is None else example | self.images.outline(self._paths(index))
+
+    def _paths(self, index: int) -> list[Path]:
+        path = self.problems[index].image_path(self.root)
+        return [] if path is None else [path]
+
+
+class ScienceQADataModule(ExampleDataModule):
+    """Questions with options, of which the answer is trained.
+
+    Args:
+        root: folder of the data set, see `read_problems`.
+        tokenizer: what `as_tokenizer` takes.
+        images: whether the model sees the images; `image_reader` is needed then.
+        image_reader: turns image files into what the model's tower takes.
+        train_split, validation_split, test_split: any of `problems.SPLITS`.
+        problems_file, splits_file, captions_file: relative to the root.
+        format: of the texts, see `prompt`.
+        captions: whether machine-made captions join the context.
+        brackets: "The answer is (B)." as in the paper, or "The answer is B." as in the official texts.
+        max_length: tokens of an example at most.
+        batches, seed, shuffle: see `ExampleDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        tokenizer,
+        *,
+        images: bool = True,
+        image_reader: ImageFeatures | None = None,
+        train_split: str = "train",
+        validation_split: str = "val",
+        test_split: str = "test",
+        problems_file: str = "problems.json",
+        splits_file: str = "pid_splits.json",
+        captions_file: str = "captions.json",
+        format: str = "QCM-A",
+        captions: bool = False,
+        brackets: bool = True,
+        max_length: int = 512,
+        batches: BatchConfig | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(as_tokenizer(tokenizer), batches=batches, seed=seed, shuffle=shuffle)
+        check_format(format)
+        if images and image_reader is None:
+            raise ValueError("task.data.images is true, which needs an image_reader. Set it to false for text alone.")
+        if max_length < 4:
+            raise ValueError(f"task.data.max_length must be at least 4, got {max_length}.")
+        self.root = Path(root)
+        self.images = image_reader if images else None
+        self.splits = {"train": train_split, "validation": validation_split, "test": test_split}
+        self.files = {"problems_file": problems_file, "splits_file": splits_file, "captions_file": captions_file}
+        self.format = format
+        self.captions = captions
+        self.brackets = brackets
+        self.max_length = max_length
+
+    def prompt(self, record: Problem) -> str:
+        return prompt(record, self.format, caption=self.captions)
+
+    def template_texts(self) -> dict[str, str]:
+        return {"format": self.format, "brackets": str(self.brackets)}
+
+    def setup(self, stage: str | None = None) -> None:
+        if len(self.train_dataset):
+            return  # Lightning calls for every stage
+        problems = {name: read_problems(self.root, split, **self.files) for name, split in self.splits.items()}
+        if self.images is not None:
+            check_images([problem for part in problems.values() for problem in part], self.root)
+        self.train_dataset = self._encode(problems["train"], "train")
+        self.validation_dataset = self._encode(problems["validation"], "validation")
+        self.test_dataset = self._encode(problems["test"], "test")
+        # Every problem is answered, whether its example was too long to be trained or not.
+        self.test_problems = problems["test"]
+        if not len(self.train_dataset):
+            raise ValueError(
+                f"No problem of {self.splits['train']} has room for an answer within task.data.max_length "
+                f"{self.max_length}. Raise it."
+            )
+
+    def image_columns(self, problems: Sequence[Problem]) -> list[dict[str, Tensor]]:
+        """The images of problems that are answered, as examples without text have them."""
+        paths = [problem.image_path(self.root) for problem in problems]
+        return [self.images.columns([] if path is None else [path]) for path in paths]
+
+    def _encode(self, problems: Sequence[Problem], name: str) -> ProblemDataset:
+        answers = [
+            response(p, self.format, caption=self.captions, brackets=self.brackets).removeprefix(" ") for p in problems
+        ]
+        encodings = [
+            encode_default(self.tokenizer, self.prompt(problem), answer, self.max_length)
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+        kept = [number for number, encoding in enumerate(encodings) if encoding.trained_tokens]
+        dataset = ProblemDataset(
+            [encodings[number] for number in kept],
+            [problems[number] for number in kept],
+            self.root,
+            self.images,
+            dropped=len(encodings) - len(kept),
+        )
+        with_image = sum(problem.image is not None for problem in dataset.problems)
+        log.info(
+            "%s: %d problems, %d with an image; %d tokens, %d of them trained.",
+            name,
+            len(dataset),
+            with_image,
+            dataset.tokens,
+            dataset.trained_tokens,
+        )
+        if dataset.truncated or dataset.dropped:
+            log.warning(
+                "%s: %d answers are cut to fit task.data.max_length %d; %d problems are not trained, their prompts "
+                "leave no room for an answer.",
+                name,
+                dataset.truncated,
+                self.max_length,
+                dataset.dropped,
+            )
+        return dataset

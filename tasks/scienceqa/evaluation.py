@@ -1,0 +1,219 @@
+"""ScienceQA answered in two ways: by generation, read by a fixed rule, and by the likelihood of each option."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llama_adapter.attach import adapter_disabled, adapters
+from llama_adapter.data import PaddedCollator
+from llama_adapter.encoding import encode_default
+from llama_adapter.examples import IGNORED, image_columns
+from llama_adapter.files import write_json_lines
+from llama_adapter.gallery import Card, write_gallery
+from llama_adapter.generation import generate
+from llama_adapter.shares import in_shares
+from llama_adapter.vision import prompt_context
+from tasks.scienceqa.answers import read_answer
+from tasks.scienceqa.data import ScienceQADataModule
+from tasks.scienceqa.metric import CATEGORIES, ScienceQAAccuracy, categories_of, table
+from tasks.scienceqa.problems import LETTERS, Problem
+from tasks.scienceqa.prompt import answer_text
+from tasks.scienceqa.scoring import write_predictions
+
+log = logging.getLogger(__name__)
+
+IMAGES_TOGETHER = 64  # that pass the tower at once
+
+
+class ScienceQAEvaluation:
+    """Answers every problem of the test split, with the adapter and without it.
+
+    Metrics in per cent: `test/accuracy` and the official categories by generation, `test/likelihood_accuracy` by the
+    likelihood of the options, `test/acc_needs_image` over the problems that have an image.
+
+    Args:
+        max_new_tokens: length limit of a generated answer.
+        batch_size: answers decoded together, and problems whose options are scored together.
+        likelihood: whether options are scored too.
+        gallery: problems on the HTML page, spread over the split; 0 writes none.
+    """
+
+    def __init__(
+        self, *, max_new_tokens: int = 16, batch_size: int = 32, likelihood: bool = True, gallery: int = 60
+    ) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.likelihood = likelihood
+        self.gallery = gallery
+
+    def __call__(self, model: PreTrainedModel, data: ScienceQADataModule, folder: Path) -> dict[str, float]:
+        """Scores the test split.
+
+        Args:
+            model: attached, or bare to score the frozen model alone.
+            data: set up.
+            folder: gets `generations.jsonl`, `predictions.json` (ScienceQA's own form) and `answers.html`.
+
+        Returns:
+            Metrics by name, `test/...` and `test/frozen_...`.
+        """
+        problems = data.test_problems
+        metrics: dict[str, float] = {}
+        texts: dict[str, list[str]] = {}
+        if adapters(model):
+            texts["adapted"] = self._answers(model, data, problems)
+            metrics |= self._scores(model, data, problems, texts["adapted"], "test/")
+        with adapter_disabled(model):
+            texts["frozen"] = self._answers(model, data, problems)
+            metrics |= self._scores(model, data, problems, texts["frozen"], "test/frozen_")
+        self._write(data, problems, texts, metrics, folder)
+        return metrics
+
+    # --- by generation ----------------------------------------------------------------------------------------------
+
+    def _answers(self, model: PreTrainedModel, data: ScienceQADataModule, problems: Sequence[Problem]) -> list[str]:
+        def answer(share: Sequence[Problem]) -> list[str]:
+            return generate(
+                model,
+                data.tokenizer,
+                [data.prompt(problem) for problem in share],
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                context=self._contexts(model, data, share),
+            )
+
+        return in_shares(problems, answer)
+
+    @torch.no_grad()
+    def _contexts(
+        self, model: PreTrainedModel, data: ScienceQADataModule, problems: Sequence[Problem]
+    ) -> Tensor | None:
+        """[N, C], or None where the model sees no images."""
+        if data.images is None or not adapters(model) or not problems:
+            return None
+        parts = []
+        for start in range(0, len(problems), IMAGES_TOGETHER):
+            columns = image_columns(data.image_columns(problems[start : start + IMAGES_TOGETHER]))
+            parts.append(prompt_context(model, _moved(columns, model.device)))
+        return torch.cat(parts)
+
+    def _scores(
+        self,
+        model: PreTrainedModel,
+        data: ScienceQADataModule,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        prefix: str,
+    ) -> dict[str, float]:
+        values = accuracy(problems, predicted(problems, texts))
+        if self.likelihood:
+            chosen = in_shares(problems, lambda share: self._most_likely(model, data, share))
+            values["likelihood_accuracy"] = accuracy(problems, chosen)["accuracy"]
+        if "acc_has_image" in values:
+            values["acc_needs_image"] = values["acc_has_image"]
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+    # --- by likelihood ----------------------------------------------------------------------------------------------
+
+    def _most_likely(self, model: PreTrainedModel, data: ScienceQADataModule, problems: Sequence[Problem]) -> list[int]:
+        """The option of each problem whose answer the model finds most likely."""
+        chosen = []
+        for start in range(0, len(problems), self.batch_size):
+            part = problems[start : start + self.batch_size]
+            scores = iter(log_likelihoods(model, list(self._options(data, part))).tolist())
+            for problem in part:
+                of_options = [next(scores) for _ in problem.choices]
+                chosen.append(of_options.index(max(of_options)))
+        return chosen
+
+    def _options(self, data: ScienceQADataModule, problems: Sequence[Problem]) -> Iterator[dict[str, Tensor]]:
+        """An example for every option of every problem, with the answer that would choose it."""
+        for problem in problems:
+            images = data.image_columns([problem])[0] if data.images is not None else {}
+            for letter in LETTERS[: len(problem.choices)]:
+                answer = answer_text(letter, brackets=data.brackets).removeprefix(" ")
+                encoding = encode_default(data.tokenizer, data.prompt(problem), answer, max_length=10**9)
+                yield encoding.example() | images
+
+    # --- what is written --------------------------------------------------------------------------------------------
+
+    @rank_zero_only
+    def _write(
+        self,
+        data: ScienceQADataModule,
+        problems: Sequence[Problem],
+        texts: dict[str, list[str]],
+        metrics: dict[str, float],
+        folder: Path,
+    ) -> None:
+        name = "adapted" if "adapted" in texts else "frozen"
+        chosen = predicted(problems, texts[name])
+        write_predictions(folder / "predictions.json", list(problems), chosen)
+        rows = [
+            {"pid": problem.pid, "prompt": data.prompt(problem), "reference": LETTERS[problem.answer]}
+            | {kind: answers[number].strip() for kind, answers in texts.items()}
+            for number, problem in enumerate(problems)
+        ]
+        write_json_lines(folder / "generations.jsonl", rows)
+        prefixes = {"adapted": "test/", "frozen": "test/frozen_"}
+        scores = {kind: {key: metrics.get(f"{prefixes[kind]}{key}", 0.0) for key in CATEGORIES} for kind in texts}
+        log.info("\n%s", table(scores))
+        if self.gallery:
+            self._write_gallery(data, problems, texts, chosen, folder / "answers.html")
+
+    def _write_gallery(
+        self,
+        data: ScienceQADataModule,
+        problems: Sequence[Problem],
+        texts: dict[str, list[str]],
+        chosen: Sequence[int],
+        path: Path,
+    ) -> None:
+        cards = []
+        for number in range(0, len(problems), max(1, len(problems) // self.gallery)):
+            problem = problems[number]
+            image = problem.image_path(data.root)
+            tags = sorted(name.removeprefix("acc_") for name in categories_of(problem) - {"accuracy"})
+            facts = [(kind, answers[number].strip()) for kind, answers in texts.items()]
+            facts.append(("reference", f"{LETTERS[problem.answer]}: {problem.choices[problem.answer]}"))
+            right = chosen[number] == problem.answer
+            shown = image if image is not None and image.is_file() else None
+            cards.append(Card(data.prompt(problem), facts, right, shown, tags))
+        right = sum(index == problem.answer for index, problem in zip(chosen, problems, strict=True))
+        summary = f"{right} of {len(problems)} problems are right; {len(cards)} of them are shown."
+        write_gallery(path, cards, title="ScienceQA", summary=summary)
+
+
+def predicted(problems: Sequence[Problem], texts: Sequence[str]) -> list[int]:
+    return [read_answer(text, len(problem.choices)) for problem, text in zip(problems, texts, strict=True)]
+
+
+def accuracy(problems: Sequence[Problem], chosen: Sequence[int]) -> dict[str, float]:
+    metric = ScienceQAAccuracy(problems)
+    metric.update(torch.arange(len(problems)), torch.tensor(chosen))
+    return metric.compute()
+
+
+@torch.no_grad()
+def log_likelihoods(model: PreTrainedModel, examples: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Of each example's trained tokens together, [B], in nats."""
+    batch = _moved(PaddedCollator(0)(examples), model.device)
+    context = prompt_context(model, batch) if adapters(model) else None
+    images = {} if context is None else {"prompt_context": context}
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T]
+    trained = targets != IGNORED
+    hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False, **images).last_hidden_state[trained]
+    logits = model.get_output_embeddings()(hidden).float()
+    tokens = -F.cross_entropy(logits, targets[trained], reduction="none")
+    rows = trained.nonzero()[:, 0]
+    return torch.zeros(len(examples), device=tokens.device).index_add(0, rows, tokens)
+
+
+def _moved(batch: dict, device: torch.device) -> dict:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

@@ -1,0 +1,203 @@
+"""Reads ScienceQA in its official layout: problems.json, pid_splits.json, images/<split>/<pid>/image.png.
+
+Every file may be gzipped (`problems.json.gz`). `captions.json`, machine-made descriptions of the images, is optional.
+"""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
+LETTERS = "ABCDE"  # no problem has more choices
+TEXTS = ("question", "hint", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
+SUBJECTS = ("natural science", "social science", "language science")
+SHOWN = 5  # of many wrong things, an error names these and counts the rest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question.
+
+    Attributes:
+        pid: its number in problems.json, a text.
+        question, hint, lecture, solution: texts; all but the question may be empty.
+        choices: two to five texts.
+        answer: index of the right one.
+        image: a file name, or None.
+        caption: what captions.json says of the image; empty without one.
+        grade: grade1 to grade12.
+        subject, topic, category, skill: what it is about, from wide to narrow.
+        split: train, val or test; the folder of its image.
+    """
+
+    pid: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    hint: str
+    image: str | None
+    caption: str
+    grade: str
+    subject: str
+    topic: str
+    category: str
+    skill: str
+    lecture: str
+    solution: str
+    split: str
+
+    def image_path(self, root: Path) -> Path | None:
+        return root / "images" / self.split / self.pid / self.image if self.image else None
+
+
+def read_problems(
+    root: str | Path,
+    split: str,
+    *,
+    problems_file: str = "problems.json",
+    splits_file: str = "pid_splits.json",
+    captions_file: str = "captions.json",
+) -> list[Problem]:
+    """The problems of a split, in its order.
+
+    Args:
+        root: folder of the data set; the files are named relative to it.
+        split: one of `SPLITS`.
+        problems_file: may hold a part of the split only; a warning then says how many are missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown split, a file that is cut off or has other contents, or a problem that is none; the file
+            and the problem are named.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"ScienceQA has no split {split!r}. Choose {', '.join(SPLITS)}.")
+    root = Path(root)
+    splits = _read(root / splits_file, "splits_file")
+    if not isinstance(splits.get(split), list):
+        raise ValueError(f"{root / splits_file} has no list {split!r}. It has {', '.join(splits)}.")
+    pids = [str(pid) for pid in splits[split]]
+    if twice := _first([pid for number, pid in enumerate(pids) if pid in pids[:number]] if _repeats(pids) else []):
+        raise ValueError(f"{root / splits_file} names problems of {split} more than once: {twice}.")
+    records = _read(root / problems_file, "problems_file")
+    captions = {}
+    if _found(root / captions_file):
+        captions = _read(root / captions_file, "captions_file").get("captions", {})
+    known = [pid for pid in pids if pid in records]
+    if not known:
+        raise ValueError(f"{root / problems_file} holds none of the {len(pids)} problems of {split}.")
+    if len(known) < len(pids):
+        log.warning("%s holds %d of the %d problems of %s.", root / problems_file, len(known), len(pids), split)
+    return [_problem(pid, records[pid], captions.get(pid, ""), root / problems_file) for pid in known]
+
+
+def split_size(root: str | Path, split: str, splits_file: str = "pid_splits.json") -> int:
+    """Problems of a whole split, whatever the problems file holds of it."""
+    return len(_read(Path(root) / splits_file, "splits_file")[split])
+
+
+def missing_images(problems: Iterable[Problem], root: Path) -> list[Path]:
+    """The image files that problems name and that are not there."""
+    paths = (problem.image_path(root) for problem in problems)
+    return [path for path in paths if path is not None and not path.is_file()]
+
+
+def check_images(problems: Sequence[Problem], root: Path) -> None:
+    """Refuses to begin without all images.
+
+    Raises:
+        FileNotFoundError: names the missing ones.
+    """
+    if missing := missing_images(problems, root):
+        raise FileNotFoundError(
+            f"{len(missing)} of {sum(problem.image is not None for problem in problems)} images are missing: "
+            f"{_first([str(path) for path in missing])}. Set task.data.root to the folder that holds images/, or "
+            "task.data.images=false to train without them."
+        )
+
+
+def _problem(pid: str, record: object, caption: str, path: Path) -> Problem:
+    where = f"{path}, problem {pid}"
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is no object.")
+    if absent := [key for key in ("choices", "answer", "image", *TEXTS) if key not in record]:
+        raise ValueError(f"{where} has no {_first(absent)}.")
+    for key in TEXTS:
+        if not isinstance(record[key], str):
+            raise ValueError(f"{where} has {record[key]!r} as its {key}; it must be a text.")
+    choices, answer, image = record["choices"], record["answer"], record["image"]
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"{where} has {choices!r} as its choices; they must be a list of texts.")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError(f"{where} has {len(choices)} choices; it must have 2 to {len(LETTERS)}.")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(f"{where} has the answer {answer!r}, but its choices are 0 to {len(choices) - 1}.")
+    if image is not None and not isinstance(image, str):
+        raise ValueError(f"{where} has {image!r} as its image; it must be a file name or null.")
+    if record["subject"] not in SUBJECTS:
+        raise ValueError(f"{where} has the subject {record['subject']!r}. ScienceQA has {', '.join(SUBJECTS)}.")
+    if record["grade"] not in {f"grade{number}" for number in range(1, 13)}:
+        raise ValueError(f"{where} has the grade {record['grade']!r}; it must be grade1 to grade12.")
+    texts = {key: record[key] for key in TEXTS}
+    return Problem(pid=pid, choices=tuple(choices), answer=answer, image=image or None, caption=caption, **texts)
+
+
+def _found(path: Path) -> Path | None:
+    """The file itself, or gzipped."""
+    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+
+
+def _read(path: Path, key: str) -> dict:
+    found = _found(path)
+    if found is None:
+        raise FileNotFoundError(
+            f"No file {path}. Set task.data.root to the folder of ScienceQA (problems.json, pid_splits.json, images/), "
+            f"or task.data.{key} to its name there."
+        )
+    return read_object(found)
+
+
+def read_object(path: Path) -> dict:
+    """A JSON object, gzipped or not, without a key that stands in it twice.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, no JSON object, or has a key twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}.")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            raise ValueError(f"{path} has {_first(twice)} more than once in one object.")
+        return made
+
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            content = json.load(file, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}). Is it cut off?"
+        ) from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Is it cut off, or not UTF-8 text?") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold an object.")
+    return content
+
+
+def _repeats(values: Sequence[str]) -> bool:
+    return len(set(values)) < len(values)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
