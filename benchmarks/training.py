@@ -25,6 +25,7 @@ from benchmarks.shapes import MAX_POSITIONS, add_shape_arguments, settings, shap
 from benchmarks.systems import litgpt_adapter, ours, paper, peft_prompt
 from benchmarks.systems.system import System, SystemUnavailableError, TrainingSteps, Workload
 from llama_adapter.examples import Example
+from llama_adapter.layer_modes import KEPT
 
 SYSTEMS: dict[str, Callable[[Workload], System]] = {
     "paper": paper.system,
@@ -37,6 +38,7 @@ SYSTEMS: dict[str, Callable[[Workload], System]] = {
     "peft": peft_prompt.system,
     "litgpt": litgpt_adapter.system,
 }
+CHECKPOINTED = {f"flat_prefix_keeps_{kept}": ours.flat_prefix_keeping(kept) for kept in KEPT}  # when asked for
 FOREIGN = ("peft", "litgpt")  # other equations and other weights: nothing to compare number by number
 BASELINE = "paper"
 # Relative, of the loss and of all gradients together. float32: the summation order of two formulations, with room.
@@ -176,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
 def _names(given: str) -> list[str]:
     names = given.split(",")
     for name in names:
-        if name not in SYSTEMS:
-            raise ValueError(f"--systems names {name!r}. Choose from {', '.join(SYSTEMS)}.")
+        if name not in SYSTEMS | CHECKPOINTED:
+            raise ValueError(f"--systems names {name!r}. Choose from {', '.join(SYSTEMS | CHECKPOINTED)}.")
     return names
 
 
@@ -202,7 +204,7 @@ def _first_step(name: str, workload: Workload, batches: Sequence[Sequence[Exampl
         SystemUnavailableError: another library, or the compiler, is not there or fails.
     """
     try:
-        steps = TrainingSteps(SYSTEMS[name](workload), batches, workload.shape.device)
+        steps = TrainingSteps((SYSTEMS | CHECKPOINTED)[name](workload), batches, workload.shape.device)
         steps.gradients()
     except BackendCompilerFailed as error:
         raise SystemUnavailableError(_first_line(error)) from error

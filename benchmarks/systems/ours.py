@@ -8,7 +8,7 @@ from benchmarks.shapes import same_weights
 from benchmarks.systems.system import PAD_ID, Batch, System, Workload, trainable_parameters
 from llama_adapter.examples import Example
 from llama_adapter.flat_batches import FlatCollator
-from llama_adapter.layer_modes import compile_layers
+from llama_adapter.layer_modes import checkpoint_layers, compile_layers
 from llama_adapter.module import response_loss
 
 
@@ -32,6 +32,17 @@ def flat_prefix_compiled(workload: Workload) -> System:
     model = same_weights(workload.adapted)  # compiling changes a module in place
     compile_layers(model)
     return _flat(model, share_prefixes=True)
+
+
+def flat_prefix_keeping(kept: str) -> Callable[[Workload], System]:
+    """With activation checkpointing: what a layer keeps is a key of `layer_modes.KEPT`."""
+
+    def system(workload: Workload) -> System:
+        model = same_weights(workload.adapted)
+        checkpoint_layers(model, kept)
+        return _flat(model, share_prefixes=True)
+
+    return system
 
 
 def _padded(model: PreTrainedModel, collate: Callable[[Sequence[Example]], list[Batch]]) -> System:
