@@ -125,7 +125,7 @@ def test_what_is_refused_before_any_weight_is_read(world, tmp_path, no_weights):
     assert error("model.vision.path=/nowhere").startswith("No vision tower at /nowhere. Set model.vision.path=<folder>")
     assert error("task.data.format=QCX-A").startswith("task.data.format is 'QCX-A'. Join one of QCM")
     assert error("task.data.root=/nowhere").startswith("No file /nowhere/pid_splits.json. Set task.data.root to the")
-    assert error("+model.vision.layerz=3") == "Unknown key 'model.vision.layerz'. Did you mean 'model.vision.layers'?"
+    assert error("+model.vision.layerz=3") == "Unknown key 'model.vision.layerz'. Did you mean 'layers'?"
     first = world[0] / "data/images/train/1/image.png"
     away = first.rename(first.with_suffix(".away"))
     try:
@@ -151,3 +151,21 @@ def test_gates_open(finished):
     tensors = load_file(finished / "adapter.safetensors")
     assert any(torch.any(tensor != 0) for name, tensor in tensors.items() if name.endswith("gate"))
     assert "image_prompt.projection.1.weight" in tensors
+
+
+def test_a_comparison_is_trained_once_and_reported(world, tmp_path):
+    comparison = (
+        "+task.compare.without_images={changed: {task.data.images: false}, metrics: {test/accuracy: test/text_only}}"
+    )
+    arguments = [*world[1], comparison, "trainer.max_steps=2"]
+    result = call("train.py", *arguments, f"hydra.run.dir={tmp_path}")
+    assert result.status == 0, result.output
+    whole, other = (json.loads((path / "metrics.json").read_text()) for path in (tmp_path, tmp_path / "without_images"))
+    assert whole["test/text_only"] == other["test/accuracy"]
+    assert "image_prompt" not in (tmp_path / "without_images/adapter.safetensors").read_bytes().decode(errors="ignore")
+    # A run that was stopped after its comparison does not train it again.
+    (tmp_path / "metrics.json").unlink()
+    before = (tmp_path / "without_images/adapter.safetensors").stat().st_mtime_ns
+    assert call("train.py", f"resume={tmp_path}").status == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["test/text_only"] == other["test/accuracy"]
+    assert (tmp_path / "without_images/adapter.safetensors").stat().st_mtime_ns == before

@@ -1,5 +1,6 @@
 """A training run from beginning to end: build, fit, score, write."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from llama_adapter.launch import build
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.run_folder import open_folder
 from llama_adapter.module import AdapterModule
-from llama_adapter.run_checkpoint import newest_checkpoint
+from llama_adapter.run_checkpoint import newest_checkpoint, step_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     finally:
         for logger in trainer.loggers:
             logger.finalize("success")
+    metrics |= compare(config, folder)
     if trainer.is_global_zero:
         loss_curve(folder / "metrics.csv", folder / "loss.png")
         write_json(folder / "metrics.json", metrics)
@@ -86,6 +88,31 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
             folder,
         )
     return metrics
+
+
+def compare(config: DictConfig, folder: Path) -> dict[str, float]:
+    """Trains once more for each of the task's comparisons, the same but for a few keys, in a folder of its own.
+
+    `task.compare` names them: `changed` holds keys and their other values, `metrics` which numbers of that run are
+    reported here under which name. One that has finished is not run again.
+    """
+    reported: dict[str, float] = {}
+    for name, comparison in (config.task.get("compare") or {}).items():
+        inside = folder / name
+        if (inside / "metrics.json").is_file():
+            metrics = json.loads((inside / "metrics.json").read_text(encoding="utf-8"))
+        else:
+            other = config.copy()
+            OmegaConf.update(other, "task.compare", None)
+            OmegaConf.update(other, "output_dir", str(inside))
+            for key, value in comparison.changed.items():
+                OmegaConf.update(other, key, value)
+            OmegaConf.update(other, "resume", str(inside) if step_checkpoints(inside / "checkpoints") else None)
+            log.info("\nThe comparison %s: %s.", name, ", ".join(f"{k}={v}" for k, v in comparison.changed.items()))
+            inside.mkdir(exist_ok=True)
+            metrics = train(other, inside, typed=[])
+        reported |= {ours: metrics[theirs] for theirs, ours in comparison.metrics.items()}
+    return reported
 
 
 def start(config: DictConfig) -> None:
