@@ -30,4 +30,4 @@ def _number(name: str, value: float | None) -> str:
         return ""
     if any(share in name for share in SHARES):
         return f"{100 * value:.1f} %"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
