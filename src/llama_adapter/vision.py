@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPImageProcessorPil, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel
 
 from llama_adapter.attach import adapters
 
@@ -129,8 +128,10 @@ def load_tower(path: str | Path, dtype: torch.dtype = torch.float32) -> CLIPVisi
     return CLIPVisionModel.from_pretrained(path, dtype=dtype, local_files_only=True).requires_grad_(False).eval()
 
 
-def load_processor(path: str | Path) -> CLIPImageProcessorPil:
+def load_processor(path: str | Path) -> "CLIPImageProcessorPil":  # noqa: F821
     """The tower's own resizing and normalisation, with Pillow."""
+    from transformers import CLIPImageProcessorPil  # training on text needs no Pillow
+
     _check_tower(path)
     return CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
 
@@ -146,12 +147,14 @@ def _check_tower(path: str | Path) -> None:
         raise ValueError(f"{path} holds a {kind}. model.vision.path takes a CLIP model or its vision tower.")
 
 
-def read_image(path: Path, processor: CLIPImageProcessorPil) -> Tensor:
+def read_image(path: Path, processor: "CLIPImageProcessorPil") -> Tensor:  # noqa: F821
     """One image file of any mode as the tower takes it, [3, height, width]; transparency becomes white.
 
     Raises:
         ValueError: the file is no image that Pillow reads.
     """
+    from PIL import Image
+
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGBA")

@@ -18,7 +18,7 @@ def test_frozen_beside_adapted():
         "test/contains_in_30_tokens      50.0 %",
         "test/exact_match                 0.0 %      97.5 %",
         "test/exact_match/recall                    100.0 %",
-        "test/loss                    1.235e+04      0.1235",
+        "test/loss                       12,346      0.1235",
         "val/loss                                         2",
     ]
 
