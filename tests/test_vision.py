@@ -10,7 +10,7 @@ from llama_adapter.checkpoint import load_adapter, save_adapter
 from llama_adapter.data import PaddedCollator
 from llama_adapter.examples import image_columns
 from llama_adapter.flat_batches import FlatCollator
-from llama_adapter.images import ImageFeatures, compute_features, feature_settings, read_features
+from llama_adapter.images import ImageFeatures, compute_features, feature_settings, main, read_features
 from llama_adapter.module import response_loss
 from llama_adapter.plan import VisionConfig
 from llama_adapter.vision import ImagePrompt, attach_images, load_tower, prompt_context, read_image
@@ -43,7 +43,8 @@ def tower(tmp_path_factory):
 def image_prompt(**options) -> ImagePrompt:
     torch.manual_seed(0)
     options = {"hidden_size": 32, "layers": [1, 3], "projection_width": 5} | options
-    return ImagePrompt(tiny_tower(), **options)
+    tower = tiny_tower()
+    return ImagePrompt(tower.config, tower, **options)
 
 
 def adapted():
@@ -192,7 +193,7 @@ def test_paper_sizes():
     projection = vision.parameters(4096)
     for layers, published in ((30, 1.79), (20, 1.37), (10, 0.97)):
         assert abs((layers * (10 * 4096 + 32) + projection) / 1e6 - published) < 0.01
-    prompt = ImagePrompt(tiny_tower(), hidden_size=32, layers=[1, 2], projection_width=7)
+    prompt = ImagePrompt(tiny_tower().config, hidden_size=32, layers=[1, 2], projection_width=7)
     counted = sum(parameter.numel() for parameter in prompt.parameters())
     assert counted == VisionConfig(channels=16, layers=[1, 2], projection_width=7).parameters(32)
     with pytest.raises(ValueError, match=r"model\.vision\.projection_width must be at least 1, got 0\."):
@@ -210,14 +211,14 @@ def test_training_from_features_is_training_from_pixels(tower, tmp_path):
     (folder / "features_00009.safetensors.part").write_bytes(b"half")
     assert compute_features(paths, folder, prompt, tower=tower, root=tmp_path) == 5
     assert compute_features(paths, folder, prompt, tower=tower, root=tmp_path) == 0
-    settings = feature_settings(prompt)
+    settings = feature_settings(tower, [1, 3])
     stored = ImageFeatures(tower, features=folder, root=tmp_path, settings=settings)
     pixels = ImageFeatures(tower)
     contexts = [prompt(image_columns([reader.columns([p]) for p in paths])) for reader in (stored, pixels)]
     torch.testing.assert_close(*contexts, rtol=1e-5, atol=1e-6)
     assert stored.columns([])["image_features"].shape == (0, 32)
     with pytest.raises(
-        ValueError, match=r"No features of other\.png\. Compute them again, or set task\.data\.features="
+        ValueError, match=r"No features of other\.png\. Compute them again, or set task\.features="
     ):
         stored.columns([tmp_path / "other.png"])
 
@@ -225,7 +226,7 @@ def test_training_from_features_is_training_from_pixels(tower, tmp_path):
 def test_features_of_another_tower(tower, tmp_path):
     folder = tmp_path / "features"
     compute_features(pictures(tmp_path)[:2], folder, image_prompt(), tower=tower, root=tmp_path)
-    other = feature_settings(image_prompt(layers=[2]))
+    other = feature_settings(tower, [2])
     with pytest.raises(ValueError, match=r"was computed with .*'layers': \[1, 3\].*but this run has .*'layers': \[2\]"):
         read_features(folder, other)
     with pytest.raises(FileNotFoundError, match=r"No image features in .*empty\. Compute them first"):
@@ -236,3 +237,29 @@ def test_adapters_and_images_in_either_order():
     assert len(adapters(adapted())) == 2
     model = attach_images(attach(tiny_model(), AdapterConfig(3, 2)), image_prompt())
     assert all(parameter.requires_grad for parameter in model.image_prompt.parameters())
+
+
+def test_a_tower_that_was_not_loaded(tower):
+    prompt = ImagePrompt(tiny_tower().config, hidden_size=32, layers=[1])
+    assert prompt.features(torch.zeros(0, 3, SIZE, SIZE)).shape == (0, 16)
+    with pytest.raises(
+        ValueError, match=r"The tower was not loaded, but a batch has pixel_values\. Give image_features"
+    ):
+        prompt.features(torch.zeros(1, 3, SIZE, SIZE))
+
+
+def test_the_command_that_stores_features(tower, tmp_path, caplog, capsys):
+    caplog.set_level("INFO", logger="llama_adapter.images")
+    inside = tmp_path / "images/train"
+    inside.mkdir(parents=True)
+    pictures(inside)
+    (inside / "notes.txt").write_text("no image")
+    arguments = ["--root", tmp_path / "images", "--tower", tower, "--layers", "1,3", "--output", tmp_path / "features"]
+    for made in (9, 0):
+        main([*map(str, arguments), "--device", "cpu"])
+        assert caplog.messages[-1] == f"{made} of 9 images computed; all are in {tmp_path / 'features'}."
+    assert len(read_features(tmp_path / "features", feature_settings(tower, [1, 3]))) == 9
+    arguments[1] = tmp_path / "nowhere"
+    with pytest.raises(SystemExit):
+        main([*map(str, arguments), "--device", "cpu"])
+    assert "No folder" in capsys.readouterr().err

@@ -1,12 +1,17 @@
 """Image files as columns of examples: pixels for the tower, or features that were computed from them before.
 
 Features are kept in a folder of shards, keyed by each image's path and bound to the tower they came from, so training
-from them is training from pixels without the tower's work.
+from them is training from pixels without the tower's work:
+
+    python -m llama_adapter.images --root <data> --tower <clip> --layers 6,12,18,24 --output <folder>
+    python train.py task=scienceqa task.features=<folder>
 """
 
+import argparse
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,10 +22,12 @@ from torch import Tensor
 
 from llama_adapter.examples import Example
 from llama_adapter.files import whole_file
-from llama_adapter.vision import ImagePrompt, load_processor, read_image
+from llama_adapter.vision import ImagePrompt, load_processor, load_tower, read_image
 
 METADATA_KEY = "llama_adapter_features"
 SHARD = "features_{:05d}.safetensors"
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}  # of the files that are images
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ class ImageFeatures:
     def _stored(self, path: Path) -> Tensor:
         name = feature_name(path, self.root)
         if name not in self.features:
-            raise ValueError(f"No features of {name}. Compute them again, or set task.data.features=null for pixels.")
+            raise ValueError(f"No features of {name}. Compute them again, or set task.features=null for pixels.")
         return self.features[name]
 
 
@@ -77,17 +84,14 @@ def feature_name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def feature_settings(image_prompt: ImagePrompt) -> dict:
-    """What stored features depend on: the tower's weights and what is read of it."""
+def feature_settings(tower: str | Path, layers: Sequence[int], patch_mean: bool = False) -> dict:
+    """What stored features depend on: the bytes of the tower's weights and of its processor, and what is read of it."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(image_prompt.tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return {
-        "tower": digest.hexdigest()[:16],
-        "layers": list(image_prompt.layers),
-        "patch_mean": image_prompt.patch_mean,
-    }
+    files = [path for path in Path(tower).iterdir() if path.suffix in (".safetensors", ".bin")]
+    for path in (*sorted(files), Path(tower) / "preprocessor_config.json"):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return {"tower": digest.hexdigest()[:16], "layers": list(layers), "patch_mean": patch_mean}
 
 
 def compute_features(
@@ -115,7 +119,8 @@ def compute_features(
     """
     from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-    settings, processor = feature_settings(image_prompt), load_processor(tower)
+    settings = feature_settings(tower, image_prompt.layers, image_prompt.patch_mean)
+    processor = load_processor(tower)
     folder.mkdir(parents=True, exist_ok=True)
     done = read_features(folder, settings, allow_none=True)
     missing = [path for path in dict.fromkeys(paths) if feature_name(path, root) not in done]
@@ -149,9 +154,46 @@ def read_features(folder: Path, settings: dict | None = None, *, allow_none: boo
             if settings is not None and made != settings:
                 raise ValueError(
                     f"{path} was computed with {made}, but this run has {settings}. Compute the features again into "
-                    "another folder, or set task.data.features=null for pixels."
+                    "another folder, or set task.features=null for pixels."
                 )
             features |= {name: content.get_tensor(name) for name in content.keys()}
     if not features and not allow_none:
-        raise FileNotFoundError(f"No image features in {folder}. Compute them first, or set task.data.features=null.")
+        raise FileNotFoundError(f"No image features in {folder}. Compute them first, or set task.features=null.")
     return features
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Computes the features of all images under a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder whose images are computed, with all below it")
+    parser.add_argument("--tower", type=Path, required=True, help="folder of the CLIP model or its vision tower")
+    parser.add_argument("--layers", required=True, help="as model.vision.layers, with commas between")
+    parser.add_argument("--patch-mean", action="store_true", help="as model.vision.patch_mean=true")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the features")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args(arguments)
+    try:
+        if not options.root.is_dir():
+            raise FileNotFoundError(f"No folder {options.root}. Set --root to the folder of the images.")
+        paths = sorted(path for path in options.root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        layers = [int(layer) for layer in options.layers.split(",")]
+        tower = load_tower(options.tower)
+        shape = {"hidden_size": 1, "layers": layers, "patch_mean": options.patch_mean}
+        image_prompt = ImagePrompt(tower.config, tower, **shape).to(options.device)
+        made = compute_features(
+            paths,
+            options.output,
+            image_prompt,
+            tower=options.tower,
+            root=options.root,
+            batch_size=options.batch_size,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    log.info("%d of %d images computed; all are in %s.", made, len(paths), options.output)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from llama_adapter.attach import adapters
 
@@ -21,14 +21,17 @@ class ImagePrompt(nn.Module):
     """From images, or their features, to what is added to the prompts of each example.
 
     Args:
-        tower: frozen. It is no submodule: nothing of it is trained, saved or counted.
+        config: of the tower.
+        tower: frozen; None where all images come as features. It is no submodule: nothing of it is trained, saved or
+            counted.
         layers, patch_mean, projection_width: see `plan.VisionConfig`.
         hidden_size: C of the language model.
     """
 
     def __init__(
         self,
-        tower: CLIPVisionModel,
+        config: CLIPVisionConfig,
+        tower: CLIPVisionModel | None = None,
         *,
         hidden_size: int,
         layers: Sequence[int],
@@ -36,16 +39,16 @@ class ImagePrompt(nn.Module):
         projection_width: int = 67,
     ) -> None:
         super().__init__()
-        depth = tower.config.num_hidden_layers
+        depth = config.num_hidden_layers
         if not layers or not all(1 <= layer <= depth for layer in layers) or len(set(layers)) < len(layers):
             raise ValueError(
                 f"model.vision.layers is {list(layers)}, but the tower has {depth} layers. Choose different ones of 1 "
                 f"to {depth}."
             )
-        self._tower = (tower.requires_grad_(False).eval(),)  # a tuple hides it from nn.Module
+        self._tower = (tower,)  # a tuple hides it from nn.Module
         self.layers = tuple(layers)
         self.patch_mean = patch_mean
-        self.feature_size = len(layers) * tower.config.hidden_size * (2 if patch_mean else 1)
+        self.feature_size = len(layers) * config.hidden_size * (2 if patch_mean else 1)
         self.projection = nn.Sequential(
             nn.LayerNorm(self.feature_size, elementwise_affine=False),
             nn.Linear(self.feature_size, projection_width),
@@ -55,6 +58,8 @@ class ImagePrompt(nn.Module):
 
     @property
     def tower(self) -> CLIPVisionModel:
+        if self._tower[0] is None:
+            raise ValueError("The tower was not loaded, but a batch has pixel_values. Give image_features alone.")
         return self._tower[0]
 
     @torch.no_grad()
@@ -124,7 +129,7 @@ def load_tower(path: str | Path, dtype: torch.dtype = torch.float32) -> CLIPVisi
         FileNotFoundError: the folder is not there.
         ValueError: it holds another kind of model.
     """
-    _check_tower(path)
+    tower_config(path)
     return CLIPVisionModel.from_pretrained(path, dtype=dtype, local_files_only=True).requires_grad_(False).eval()
 
 
@@ -132,19 +137,28 @@ def load_processor(path: str | Path) -> "CLIPImageProcessorPil":  # noqa: F821
     """The tower's own resizing and normalisation, with Pillow."""
     from transformers import CLIPImageProcessorPil  # training on text needs no Pillow
 
-    _check_tower(path)
+    tower_config(path)
     return CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
 
 
-def _check_tower(path: str | Path) -> None:
+def tower_config(path: str | Path) -> CLIPVisionConfig:
+    """What the tower's folder says of its shape.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError: it holds another kind of model.
+    """
     if not Path(path).is_dir():
         raise FileNotFoundError(
             f"No vision tower at {path}. Set model.vision.path=<folder> (Hugging Face layout of a CLIP model), or "
             "LLAMA_ADAPTER_WEIGHTS to the folder that holds it."
         )
-    kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-    if kind not in ("clip", "clip_vision_model"):
-        raise ValueError(f"{path} holds a {kind}. model.vision.path takes a CLIP model or its vision tower.")
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise ValueError(
+            f"{path} holds a {config.model_type}. model.vision.path takes a CLIP model or its vision tower."
+        )
+    return config.vision_config if config.model_type == "clip" else config
 
 
 def read_image(path: Path, processor: "CLIPImageProcessorPil") -> Tensor:  # noqa: F821

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from llama_adapter.images import main as store_features
 from tasks.scienceqa.metric import CATEGORIES
 from tests.test_vision import SIZE, tiny_tower
 from tests.tiny_run import call, make_tokenizer, make_world
@@ -102,6 +103,25 @@ def test_the_adapter_is_evaluated_again(world, finished, tmp_path):
     assert again["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-6)
     for name in ("generations.jsonl", "predictions.json"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_stored_features_train_the_same(world, finished, tmp_path):
+    folder, arguments = world
+    command = [
+        "--root",
+        folder / "data",
+        "--tower",
+        folder / "clip",
+        "--layers",
+        "1,3",
+        "--output",
+        tmp_path / "features",
+    ]
+    store_features([*map(str, command), "--device", "cpu"])
+    result = call("train.py", *arguments, f"task.features={tmp_path / 'features'}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.status == 0, result.output
+    one, other = (json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "run", finished))
+    assert one["test/loss"] == pytest.approx(other["test/loss"], rel=1e-4)
 
 
 def test_text_alone(world, tmp_path):

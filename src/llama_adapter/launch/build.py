@@ -214,9 +214,12 @@ def data_module(config: DictConfig, tokenizer):
     """The task's DataModule, set up: the data is read and encoded."""
     options = {"tokenizer": tokenizer, "batches": node(config, "data"), "seed": config.seed}
     if vision := vision_of(config):
-        from llama_adapter.images import ImageFeatures
+        from llama_adapter.images import ImageFeatures, feature_settings
 
-        options["image_reader"] = ImageFeatures(vision.path)
+        stored = config.task.get("features")
+        settings = feature_settings(vision.path, vision.layers, vision.patch_mean) if stored else None
+        root = config.task.data.root
+        options["image_reader"] = ImageFeatures(vision.path, features=stored, root=root, settings=settings)
     data = node(config.task, "data", **options)
     data.setup()
     return data
@@ -242,10 +245,12 @@ def image_backbone(config: DictConfig):
     vision = vision_of(config)
     if vision is None:
         return backbone(config)
-    from llama_adapter.vision import ImagePrompt, attach_images, load_tower
+    from llama_adapter.vision import ImagePrompt, attach_images, load_tower, tower_config
 
-    tower, model = load_tower(vision.path), backbone(config)
+    tower = None if config.task.get("features") else load_tower(vision.path)
+    model = backbone(config)
     image_prompt = ImagePrompt(
+        tower_config(vision.path),
         tower,
         hidden_size=model.config.hidden_size,
         layers=vision.layers,
