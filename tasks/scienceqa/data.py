@@ -62,7 +62,7 @@ class ScienceQADataModule(ExampleDataModule):
         train_split, validation_split, test_split: any of `problems.SPLITS`.
         problems_file, splits_file, captions_file: relative to the root.
         format: of the texts, see `prompt`.
-        captions: whether machine-made captions join the context.
+        captions: whether machine-made captions join the context; `captions_file` must be there then.
         brackets: "The answer is (B)." as in the paper, or "The answer is B." as in the official texts.
         max_length: tokens of an example at most.
         batches, seed, shuffle: see `ExampleDataModule`.
@@ -98,7 +98,8 @@ class ScienceQADataModule(ExampleDataModule):
         self.root = Path(root)
         self.images = image_reader if images else None
         self.splits = {"train": train_split, "validation": validation_split, "test": test_split}
-        self.files = {"problems_file": problems_file, "splits_file": splits_file, "captions_file": captions_file}
+        self.files = {"problems_file": problems_file, "splits_file": splits_file}
+        self.files["captions_file"] = captions_file if captions else None
         self.format = format
         self.captions = captions
         self.brackets = brackets
@@ -133,9 +134,7 @@ class ScienceQADataModule(ExampleDataModule):
         return [self.images.columns([] if path is None else [path]) for path in paths]
 
     def _encode(self, problems: Sequence[Problem], name: str) -> ProblemDataset:
-        answers = [
-            response(p, self.format, caption=self.captions, brackets=self.brackets).removeprefix(" ") for p in problems
-        ]
+        answers = [response(p, self.format, brackets=self.brackets).removeprefix(" ") for p in problems]
         encodings = [
             encode_default(self.tokenizer, self.prompt(problem), answer, self.max_length)
             for problem, answer in zip(problems, answers, strict=True)

@@ -1,6 +1,7 @@
 """ScienceQA answered in two ways: by generation, read by a fixed rule, and by the likelihood of each option."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from llama_adapter.shares import in_shares
 from llama_adapter.vision import prompt_context
 from tasks.scienceqa.answers import read_answer
 from tasks.scienceqa.data import ScienceQADataModule
-from tasks.scienceqa.metric import CATEGORIES, ScienceQAAccuracy, categories_of, table
+from tasks.scienceqa.metric import CATEGORIES, accuracy, categories_of, table
 from tasks.scienceqa.problems import LETTERS, Problem
 from tasks.scienceqa.prompt import answer_text
 from tasks.scienceqa.scoring import write_predictions
@@ -161,8 +162,11 @@ class ScienceQAEvaluation:
             for number, problem in enumerate(problems)
         ]
         write_json_lines(folder / "generations.jsonl", rows)
-        prefixes = {"adapted": "test/", "frozen": "test/frozen_"}
-        scores = {kind: {key: metrics.get(f"{prefixes[kind]}{key}", 0.0) for key in CATEGORIES} for kind in texts}
+        scores = {
+            kind: {key: metrics[prefix + key] for key in CATEGORIES if prefix + key in metrics}
+            for kind, prefix in (("adapted", "test/"), ("frozen", "test/frozen_"))
+            if kind in texts
+        }
         log.info("\n%s", table(scores))
         if self.gallery:
             self._write_gallery(data, problems, texts, chosen, folder / "answers.html")
@@ -176,7 +180,7 @@ class ScienceQAEvaluation:
         path: Path,
     ) -> None:
         cards = []
-        for number in range(0, len(problems), max(1, len(problems) // self.gallery)):
+        for number in range(0, len(problems), math.ceil(len(problems) / self.gallery)):
             problem = problems[number]
             image = problem.image_path(data.root)
             tags = sorted(name.removeprefix("acc_") for name in categories_of(problem) - {"accuracy"})
@@ -186,18 +190,12 @@ class ScienceQAEvaluation:
             shown = image if image is not None and image.is_file() else None
             cards.append(Card(data.prompt(problem), facts, right, shown, tags))
         right = sum(index == problem.answer for index, problem in zip(chosen, problems, strict=True))
-        summary = f"{right} of {len(problems)} problems are right; {len(cards)} of them are shown."
+        summary = f"{right} of {len(problems)} problems are right. The page shows {len(cards)}, spread over the split."
         write_gallery(path, cards, title="ScienceQA", summary=summary)
 
 
 def predicted(problems: Sequence[Problem], texts: Sequence[str]) -> list[int]:
     return [read_answer(text, len(problem.choices)) for problem, text in zip(problems, texts, strict=True)]
-
-
-def accuracy(problems: Sequence[Problem], chosen: Sequence[int]) -> dict[str, float]:
-    metric = ScienceQAAccuracy(problems)
-    metric.update(torch.arange(len(problems)), torch.tensor(chosen))
-    return metric.compute()
 
 
 @torch.no_grad()

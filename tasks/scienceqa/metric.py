@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tasks.scienceqa.answers import UNREADABLE
 from tasks.scienceqa.problems import Problem
 
 NOT_SCORED = -2
@@ -49,8 +48,8 @@ def categories_of(problem: Problem) -> set[str]:
 class ScienceQAAccuracy(Metric):
     """Accuracy over the problems that were scored, whatever part of a split they are.
 
-    The state is one prediction per problem, and devices are joined by the largest: an example that a sampler gives to
-    two devices counts once.
+    The state is one prediction per problem, and devices are joined by the largest, of which `NOT_SCORED` is below all
+    others. So a problem that a sampler gives to two devices counts once; sums of right answers would count it twice.
 
     Args:
         problems: whose predictions may come.
@@ -70,30 +69,38 @@ class ScienceQAAccuracy(Metric):
 
         Args:
             numbers: [B], indices of the problems.
-            predictions: [B], indices of options, or `UNREADABLE`.
+            predictions: [B], indices of options; `UNREADABLE`, or an index beyond the options, counts as wrong.
         """
         self.predictions[numbers.to(self.predictions.device)] = predictions.to(self.predictions.device)
 
     def compute(self) -> dict[str, float]:
         """Per cent by name of category and topic, those that hold a problem; and the counts `scored`, `unreadable`."""
         right: dict[str, list[bool]] = {}
-        predictions = self.predictions.tolist()
-        for problem, prediction in zip(self.problems, predictions, strict=True):
+        counts = {"scored": 0.0, "unreadable": 0.0}
+        for problem, prediction in zip(self.problems, self.predictions.tolist(), strict=True):
             if prediction != NOT_SCORED:
+                counts["scored"] += 1
+                counts["unreadable"] += not 0 <= prediction < len(problem.choices)
                 for name in categories_of(problem):
                     right.setdefault(name, []).append(prediction == problem.answer)
         known = [name for name in CATEGORIES if name in right]
         names = [*known, *sorted(right.keys() - set(known))]
-        scored = {name: 100 * sum(right[name]) / len(right[name]) for name in names}
-        counts = {
-            "scored": float(sum(prediction != NOT_SCORED for prediction in predictions)),
-            "unreadable": float(sum(prediction == UNREADABLE for prediction in predictions)),
-        }
-        return scored | counts
+        return {name: 100 * sum(right[name]) / len(right[name]) for name in names} | counts
+
+
+def accuracy(problems: Sequence[Problem], predictions: Sequence[int]) -> dict[str, float]:
+    """`ScienceQAAccuracy` of one prediction per problem."""
+    metric = ScienceQAAccuracy(problems)
+    metric.update(torch.arange(len(problems)), torch.tensor(predictions))
+    return metric.compute()
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of per cent in the columns of the paper's table, its own rows below them."""
+    """Rows of per cent in the columns of the paper's table, its own rows below them.
+
+    Args:
+        rows: metrics by the row's name; a category without a problem is "-".
+    """
     width = max(map(len, (*rows, *PUBLISHED)))
     lines = [" " * width + "".join(f"{short:>7}" for short, _ in CATEGORIES.values())]
     for name, values in rows.items():

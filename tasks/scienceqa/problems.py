@@ -1,11 +1,13 @@
 """Reads ScienceQA in its official layout: problems.json, pid_splits.json, images/<split>/<pid>/image.png.
 
-Every file may be gzipped (`problems.json.gz`). `captions.json`, machine-made descriptions of the images, is optional.
+Every file may be gzipped (`problems.json.gz`). `captions.json`, machine-made descriptions of the images, is read only
+where it is asked for.
 """
 
 import gzip
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest"
 LETTERS = "ABCDE"  # no problem has more choices
 TEXTS = ("question", "hint", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
 SUBJECTS = ("natural science", "social science", "language science")
+FOLDERS = ("train", "val", "test")  # of images: the other splits are made of these
 SHOWN = 5  # of many wrong things, an error names these and counts the rest
 
 log = logging.getLogger(__name__)
@@ -61,44 +64,54 @@ def read_problems(
     *,
     problems_file: str = "problems.json",
     splits_file: str = "pid_splits.json",
-    captions_file: str = "captions.json",
+    captions_file: str | None = None,
 ) -> list[Problem]:
     """The problems of a split, in its order.
 
     Args:
         root: folder of the data set; the files are named relative to it.
         split: one of `SPLITS`.
-        problems_file: may hold a part of the split only; a warning then says how many are missing.
+        problems_file: may hold a part of the split only; a warning then says how many it holds.
+        captions_file: None for problems without captions. An image that the file does not describe has none either.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown split, a file that is cut off or has other contents, or a problem that is none; the file
             and the problem are named.
     """
-    if split not in SPLITS:
-        raise ValueError(f"ScienceQA has no split {split!r}. Choose {', '.join(SPLITS)}.")
     root = Path(root)
-    splits = _read(root / splits_file, "splits_file")
-    if not isinstance(splits.get(split), list):
-        raise ValueError(f"{root / splits_file} has no list {split!r}. It has {', '.join(splits)}.")
-    pids = [str(pid) for pid in splits[split]]
-    if twice := _first([pid for number, pid in enumerate(pids) if pid in pids[:number]] if _repeats(pids) else []):
-        raise ValueError(f"{root / splits_file} names problems of {split} more than once: {twice}.")
+    pids = read_split(root, split, splits_file)
     records = _read(root / problems_file, "problems_file")
-    captions = {}
-    if _found(root / captions_file):
-        captions = _read(root / captions_file, "captions_file").get("captions", {})
+    captions = {} if captions_file is None else _captions(root / captions_file)
     known = [pid for pid in pids if pid in records]
     if not known:
-        raise ValueError(f"{root / problems_file} holds none of the {len(pids)} problems of {split}.")
-    if len(known) < len(pids):
-        log.warning("%s holds %d of the %d problems of %s.", root / problems_file, len(known), len(pids), split)
+        raise ValueError(
+            f"{root / problems_file} holds none of the {len(pids)} problems of {split} ({first(pids)}). Set "
+            "task.data.problems_file to the file that does."
+        )
+    if absent := [pid for pid in pids if pid not in records]:
+        counts = f"{len(known)} of the {len(pids)} problems of {split}"
+        log.warning("%s holds %s; it lacks %s.", root / problems_file, counts, first(absent))
     return [_problem(pid, records[pid], captions.get(pid, ""), root / problems_file) for pid in known]
 
 
-def split_size(root: str | Path, split: str, splits_file: str = "pid_splits.json") -> int:
-    """Problems of a whole split, whatever the problems file holds of it."""
-    return len(_read(Path(root) / splits_file, "splits_file")[split])
+def read_split(root: str | Path, split: str, splits_file: str = "pid_splits.json") -> list[str]:
+    """The ids of a whole split, whatever the problems file holds of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown split, or a file that does not have it or names one of its problems twice.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"ScienceQA has no split {split!r}. Choose {', '.join(SPLITS)}.")
+    path = Path(root) / splits_file
+    splits = _read(path, "splits_file")
+    if not isinstance(splits.get(split), list):
+        raise ValueError(f"{path} has no list {split!r}. It has {', '.join(splits)}.")
+    pids = [str(pid) for pid in splits[split]]
+    if twice := _repeated(pids):
+        raise ValueError(f"{path} names problems of {split} more than once: {first(twice)}.")
+    return pids
 
 
 def missing_images(problems: Iterable[Problem], root: Path) -> list[Path]:
@@ -116,17 +129,17 @@ def check_images(problems: Sequence[Problem], root: Path) -> None:
     if missing := missing_images(problems, root):
         raise FileNotFoundError(
             f"{len(missing)} of {sum(problem.image is not None for problem in problems)} images are missing: "
-            f"{_first([str(path) for path in missing])}. Set task.data.root to the folder that holds images/, or "
+            f"{first([str(path) for path in missing])}. Set task.data.root to the folder that holds images/, or "
             "task.data.images=false to train without them."
         )
 
 
-def _problem(pid: str, record: object, caption: str, path: Path) -> Problem:
+def _problem(pid: str, record: object, caption: object, path: Path) -> Problem:
     where = f"{path}, problem {pid}"
     if not isinstance(record, dict):
         raise ValueError(f"{where} is no object.")
     if absent := [key for key in ("choices", "answer", "image", *TEXTS) if key not in record]:
-        raise ValueError(f"{where} has no {_first(absent)}.")
+        raise ValueError(f"{where} has no {first(absent)}.")
     for key in TEXTS:
         if not isinstance(record[key], str):
             raise ValueError(f"{where} has {record[key]!r} as its {key}; it must be a text.")
@@ -143,6 +156,10 @@ def _problem(pid: str, record: object, caption: str, path: Path) -> Problem:
         raise ValueError(f"{where} has the subject {record['subject']!r}. ScienceQA has {', '.join(SUBJECTS)}.")
     if record["grade"] not in {f"grade{number}" for number in range(1, 13)}:
         raise ValueError(f"{where} has the grade {record['grade']!r}; it must be grade1 to grade12.")
+    if record["split"] not in FOLDERS:
+        raise ValueError(f"{where} has the split {record['split']!r}; it must be {', '.join(FOLDERS)}.")
+    if not isinstance(caption, str):
+        raise ValueError(f"{where} has {caption!r} as its caption; it must be a text.")
     texts = {key: record[key] for key in TEXTS}
     return Problem(pid=pid, choices=tuple(choices), answer=answer, image=image or None, caption=caption, **texts)
 
@@ -175,9 +192,8 @@ def read_object(path: Path) -> dict:
     def unique(pairs: list[tuple[str, object]]) -> dict:
         made = dict(pairs)
         if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise ValueError(f"{path} has {_first(twice)} more than once in one object.")
+            twice = _repeated([key for key, _ in pairs])
+            raise ValueError(f"{path} has {first(twice)} more than once in one object.")
         return made
 
     try:
@@ -194,10 +210,18 @@ def read_object(path: Path) -> dict:
     return content
 
 
-def _repeats(values: Sequence[str]) -> bool:
-    return len(set(values)) < len(values)
+def _captions(path: Path) -> dict:
+    captions = _read(path, "captions_file").get("captions")
+    if not isinstance(captions, dict):
+        raise ValueError(f'{path} has no captions. ScienceQA\'s form is {{"captions": {{pid: text, ...}}}}.')
+    return captions
 
 
-def _first(names: Sequence[str]) -> str:
+def _repeated(values: Sequence[str]) -> list[str]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def first(names: Sequence[str]) -> str:
+    """The first few of many names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

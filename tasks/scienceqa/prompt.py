@@ -34,6 +34,7 @@ TRAINED = {
     "LEA": "{lecture} {solution} The answer is {answer}.",
     "ELA": "{solution} {lecture} The answer is {answer}.",
 }
+ANSWER = "Answer:"
 REASON = "BECAUSE:"
 
 
@@ -59,19 +60,22 @@ def prompt(problem: Problem, name: str, *, caption: bool = False) -> str:
         name: of the format.
         caption: whether the image's caption joins the context.
     """
-    return _tidy(ASKED[name.partition("-")[0]].format(**_texts(problem, caption)) + "Answer:")
+    return _tidy(ASKED[name.partition("-")[0]].format(**_texts(problem, caption)) + ANSWER)
 
 
-def response(problem: Problem, name: str, *, caption: bool = False, brackets: bool = False) -> str:
-    """What is trained; joined to the prompt it is the official text."""
-    texts = _texts(problem, caption)
+def response(problem: Problem, name: str, *, brackets: bool = False) -> str:
+    """What is trained; joined to the prompt it is the official text.
+
+    Where no reason follows, the official builder removes every "BECAUSE:" of the whole text, the question's part too.
+    Here the prompt keeps its own (QCML, QCME, QCMLE and the like), or training would ask otherwise than testing does.
+    """
+    texts = _texts(problem)
     if brackets:
         texts["answer"] = f"({texts['answer']})"
-    asked, _, trained = name.partition("-")
-    whole = _tidy(ASKED[asked].format(**texts) + "Answer: " + TRAINED[trained].format(**texts))
-    if whole.endswith(REASON):  # the builder drops the word where no reason follows
-        whole = whole.replace(REASON, "").strip()
-    return whole.removeprefix(prompt(problem, name, caption=caption))
+    text = _tidy(ANSWER + " " + TRAINED[name.partition("-")[2]].format(**texts))
+    if text.endswith(REASON):
+        text = text.replace(REASON, "").strip()
+    return text.removeprefix(ANSWER)
 
 
 def answer_text(letter: str, *, brackets: bool = False) -> str:
@@ -79,7 +83,7 @@ def answer_text(letter: str, *, brackets: bool = False) -> str:
     return " " + TRAINED["A"].format(answer=f"({letter})" if brackets else letter)
 
 
-def _texts(problem: Problem, caption: bool) -> dict[str, str]:
+def _texts(problem: Problem, caption: bool = False) -> dict[str, str]:
     context = " ".join([problem.hint, problem.caption if caption else ""]).strip()
     return {
         "question": problem.question,
