@@ -14,9 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-SPLITS = ("train", "restval", "val", "test")
-# Whoever trains on Karpathy's split trains on "restval" too: what is left of val2014.
-PARTS = {"train": ("train", "restval")}
+SPLIT_OF = {"restval": "train"}  # what is left of val2014 is trained on, as everyone does
 SHOWN = 5  # of many wrong things, an error names these and counts the rest
 
 
@@ -60,29 +58,44 @@ def read_images(path: str | Path) -> dict[int, CaptionedImage]:
     return {image.id: image for image in images}
 
 
-def read_split(path: str | Path, split: str) -> list[int]:
-    """Image ids of a split, in the file's order.
+def read_splits(path: str | Path) -> dict[str, list[int]]:
+    """Image ids by split.
 
     Args:
-        path: dataset_coco.json, or a list of images; a list is one split, whatever `split` says.
-        split: of dataset_coco.json: train (with restval), restval, val or test.
+        path: dataset_coco.json, or a list of images, which is one split and has the name "".
+
+    Returns:
+        train (with restval), val and test; or "" alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is cut off, has other contents or names an image twice, or has no image of the split.
+        ValueError: it is cut off, has other contents, names no image or names one twice.
     """
     path = _found(Path(path), "task.data.split_file")
-    if split not in SPLITS:
-        raise ValueError(f"COCO has no split {split!r}. Choose {', '.join(SPLITS)}.")
     if path.name.removesuffix(".gz").endswith(".json"):
-        ids = _ids_of_json(path, split)
+        splits = _karpathy_splits(path)
     else:
-        ids = [_id_of_line(path, line) for line in read_text(path).split("\n") if line.strip()]
+        splits = {"": [_id_of_line(path, line) for line in read_text(path).split("\n") if line.strip()]}
+    ids = [id for part in splits.values() for id in part]
     if not ids:
-        raise ValueError(f"{path} names no image of {split}.")
+        raise ValueError(f"{path} names no image.")
     if twice := repeated(ids):
         raise ValueError(f"{path} names {len(twice)} images more than once: {first(twice)}.")
-    return ids
+    return splits
+
+
+def read_split(path: str | Path, split: str) -> list[int]:
+    """Image ids of one split: that of dataset_coco.json, or all of a list.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_splits`; or there is no such split.
+    """
+    splits = read_splits(path)
+    if "" in splits:
+        return splits[""]
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}. Choose {', '.join(splits)}.")
+    return splits[split]
 
 
 def chosen(images: Mapping[int, CaptionedImage], ids: Sequence[int], path: str | Path) -> list[CaptionedImage]:
@@ -117,8 +130,8 @@ def check_images(images: Sequence[CaptionedImage], folder: Path) -> None:
     """
     if missing := missing_images(images, folder):
         raise FileNotFoundError(
-            f"{len(missing)} of {len(images)} images are missing: {first(missing)}. Set task.data.images to the folder "
-            "that holds train2014/ and val2014/."
+            f"{len(missing)} of {len(images)} images are missing: {first(missing)}. Set task.data.image_folder to the "
+            "folder that holds train2014/ and val2014/, or task.data.images=false to do without them."
         )
 
 
@@ -213,19 +226,17 @@ def _karpathy(path: Path, content: dict) -> list[CaptionedImage]:
     return images
 
 
-def _ids_of_json(path: Path, split: str) -> list[int]:
+def _karpathy_splits(path: Path) -> dict[str, list[int]]:
     content = read_json(path)
-    if isinstance(content, list):  # of ids
-        return [_id_of_line(path, str(id)) for id in content]
     records = content.get("images") if isinstance(content, dict) else None
     if not isinstance(records, list):
-        raise ValueError(f"{path} has no list `images`. Give dataset_coco.json, or a list of images.")
-    parts = PARTS.get(split, (split,))
-    return [
-        _value(path, f"images[{number}]", record, "cocoid", int)
-        for number, record in enumerate(records)
-        if _value(path, f"images[{number}]", record, "split", str) in parts
-    ]
+        raise ValueError(f"{path} has no list `images`. Give dataset_coco.json, or a list of images (.txt).")
+    splits: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        split = _value(path, f"images[{number}]", record, "split", str)
+        id = _value(path, f"images[{number}]", record, "cocoid", int)
+        splits.setdefault(SPLIT_OF.get(split, split), []).append(id)
+    return splits
 
 
 def _id_of_line(path: Path, line: str) -> int:

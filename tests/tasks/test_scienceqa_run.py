@@ -160,6 +160,11 @@ def test_predictions_need_no_model(world, key, value, tmp_path):
     assert result.error == f"predictions are scored without a model, but {key} is {value!r}. Leave one out."
 
 
+def test_no_file_of_instructions(world, finished, tmp_path, no_weights):
+    arguments = [f"adapter_path={finished}", "instructions=questions.jsonl", f"hydra.run.dir={tmp_path}"]
+    assert call("evaluate.py", *arguments).error.startswith("task=scienceqa answers no file of instructions.")
+
+
 def test_a_task_without_a_form_of_predictions(tmp_path):
     result = call("evaluate.py", "task=alpaca", "predictions=p.json", f"hydra.run.dir={tmp_path}")
     assert result.error == "task=alpaca has no scoring of prediction files: its node has no 'scoring'."

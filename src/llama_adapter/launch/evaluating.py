@@ -35,6 +35,8 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     tokenizer = build.tokenizer(config)
     data = build.data_module(config, tokenizer)
     evaluation = build.node(config.task, "evaluation")
+    if config.instructions and not hasattr(evaluation, "answer"):
+        raise ValueError(f"task={config.task.name} answers no file of instructions. Leave instructions out.")
     model = build.adapted_backbone(config)
 
     if config.instructions:
