@@ -217,9 +217,7 @@ def test_training_from_features_is_training_from_pixels(tower, tmp_path):
     contexts = [prompt(image_columns([reader.columns([p]) for p in paths])) for reader in (stored, pixels)]
     torch.testing.assert_close(*contexts, rtol=1e-5, atol=1e-6)
     assert stored.columns([])["image_features"].shape == (0, 32)
-    with pytest.raises(
-        ValueError, match=r"No features of other\.png\. Compute them again, or set task\.features="
-    ):
+    with pytest.raises(ValueError, match=r"No features of other\.png\. Compute them again, or set task\.features="):
         stored.columns([tmp_path / "other.png"])
 
 

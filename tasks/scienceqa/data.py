@@ -12,7 +12,7 @@ from llama_adapter.examples import Example
 from llama_adapter.images import ImageFeatures
 from llama_adapter.tokenizer import as_tokenizer
 from tasks.scienceqa.problems import Problem, check_images, read_problems
-from tasks.scienceqa.prompt import check_format, prompt, response
+from tasks.scienceqa.prompt import check_answer, check_format, prompt, response
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class ScienceQADataModule(ExampleDataModule):
         problems_file, splits_file, captions_file: relative to the root.
         format: of the texts, see `prompt`.
         captions: whether machine-made captions join the context; `captions_file` must be there then.
-        brackets: "The answer is (B)." as in the paper, or "The answer is B." as in the official texts.
+        answer: how an option is named: `brackets`, "The answer is (B)." as in the paper; `letter`, "The answer is B."
+            as in the official texts; or `words`, "The answer is an apple."
         max_length: tokens of an example at most.
         batches, seed, shuffle: see `ExampleDataModule`.
     """
@@ -83,7 +84,7 @@ class ScienceQADataModule(ExampleDataModule):
         captions_file: str = "captions.json",
         format: str = "QCM-A",
         captions: bool = False,
-        brackets: bool = True,
+        answer: str = "brackets",
         max_length: int = 512,
         batches: BatchConfig | None = None,
         seed: int = 0,
@@ -91,6 +92,7 @@ class ScienceQADataModule(ExampleDataModule):
     ) -> None:
         super().__init__(as_tokenizer(tokenizer), batches=batches, seed=seed, shuffle=shuffle)
         check_format(format)
+        check_answer(answer)
         if images and image_reader is None:
             raise ValueError("task.data.images is true, which needs an image_reader. Set it to false for text alone.")
         if max_length < 4:
@@ -102,14 +104,14 @@ class ScienceQADataModule(ExampleDataModule):
         self.files["captions_file"] = captions_file if captions else None
         self.format = format
         self.captions = captions
-        self.brackets = brackets
+        self.answer = answer
         self.max_length = max_length
 
     def prompt(self, record: Problem) -> str:
         return prompt(record, self.format, caption=self.captions)
 
     def template_texts(self) -> dict[str, str]:
-        return {"format": self.format, "brackets": str(self.brackets)}
+        return {"format": self.format, "answer": self.answer}
 
     def setup(self, stage: str | None = None) -> None:
         if len(self.train_dataset):
@@ -134,7 +136,7 @@ class ScienceQADataModule(ExampleDataModule):
         return [self.images.columns([] if path is None else [path]) for path in paths]
 
     def _encode(self, problems: Sequence[Problem], name: str) -> ProblemDataset:
-        answers = [response(p, self.format, brackets=self.brackets).removeprefix(" ") for p in problems]
+        answers = [response(p, self.format, answer=self.answer).removeprefix(" ") for p in problems]
         encodings = [
             encode_default(self.tokenizer, self.prompt(problem), answer, self.max_length)
             for problem, answer in zip(problems, answers, strict=True)

@@ -20,7 +20,7 @@ from llama_adapter.gallery import Card, write_gallery
 from llama_adapter.generation import generate
 from llama_adapter.shares import in_shares
 from llama_adapter.vision import prompt_context
-from tasks.scienceqa.answers import read_answer
+from tasks.scienceqa.answers import read_answer, read_words
 from tasks.scienceqa.data import ScienceQADataModule
 from tasks.scienceqa.metric import CATEGORIES, accuracy, categories_of, table
 from tasks.scienceqa.problems import LETTERS, Problem
@@ -112,7 +112,7 @@ class ScienceQAEvaluation:
         texts: Sequence[str],
         prefix: str,
     ) -> dict[str, float]:
-        values = accuracy(problems, predicted(problems, texts))
+        values = accuracy(problems, predicted(problems, texts, data.answer))
         if self.likelihood:
             chosen = in_shares(problems, lambda share: self._most_likely(model, data, share))
             values["likelihood_accuracy"] = accuracy(problems, chosen)["accuracy"]
@@ -137,8 +137,8 @@ class ScienceQAEvaluation:
         """An example for every option of every problem, with the answer that would choose it."""
         for problem in problems:
             images = data.image_columns([problem])[0] if data.images is not None else {}
-            for letter in LETTERS[: len(problem.choices)]:
-                answer = answer_text(letter, brackets=data.brackets).removeprefix(" ")
+            for index in range(len(problem.choices)):
+                answer = answer_text(problem, index, answer=data.answer).removeprefix(" ")
                 encoding = encode_default(data.tokenizer, data.prompt(problem), answer, max_length=10**9)
                 yield encoding.example() | images
 
@@ -154,7 +154,7 @@ class ScienceQAEvaluation:
         folder: Path,
     ) -> None:
         name = "adapted" if "adapted" in texts else "frozen"
-        chosen = predicted(problems, texts[name])
+        chosen = predicted(problems, texts[name], data.answer)
         write_predictions(folder / "predictions.json", list(problems), chosen)
         rows = [
             {"pid": problem.pid, "prompt": data.prompt(problem), "reference": LETTERS[problem.answer]}
@@ -194,8 +194,11 @@ class ScienceQAEvaluation:
         write_gallery(path, cards, title="ScienceQA", summary=summary)
 
 
-def predicted(problems: Sequence[Problem], texts: Sequence[str]) -> list[int]:
-    return [read_answer(text, len(problem.choices)) for problem, text in zip(problems, texts, strict=True)]
+def predicted(problems: Sequence[Problem], texts: Sequence[str], answer: str) -> list[int]:
+    pairs = zip(problems, texts, strict=True)
+    if answer == "words":
+        return [read_words(text, problem.choices) for problem, text in pairs]
+    return [read_answer(text, len(problem.choices)) for problem, text in pairs]
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ default and what the paper uses, asks with question, context and options, and tr
 The official builder swaps two outputs: its AL prints the solution and its AE the lecture. So do we, or the numbers
 under these names would not compare.
 
-The paper answers "The answer is (B)." with brackets, the builder without; `brackets` says which.
+The paper answers "The answer is (B)." with brackets, the builder without; `answer` says which, or that the option's
+words stand there, for a model that knows no letters.
 """
 
 from tasks.scienceqa.problems import LETTERS, Problem
@@ -35,6 +36,7 @@ TRAINED = {
     "ELA": "{solution} {lecture} The answer is {answer}.",
 }
 ANSWER = "Answer:"
+ANSWERS = ("brackets", "letter", "words")  # The answer is (B). The answer is B. The answer is an apple.
 REASON = "BECAUSE:"
 
 
@@ -63,24 +65,38 @@ def prompt(problem: Problem, name: str, *, caption: bool = False) -> str:
     return _tidy(ASKED[name.partition("-")[0]].format(**_texts(problem, caption)) + ANSWER)
 
 
-def response(problem: Problem, name: str, *, brackets: bool = False) -> str:
+def response(problem: Problem, name: str, *, answer: str = "letter") -> str:
     """What is trained; joined to the prompt it is the official text.
 
     Where no reason follows, the official builder removes every "BECAUSE:" of the whole text, the question's part too.
     Here the prompt keeps its own (QCML, QCME, QCMLE and the like), or training would ask otherwise than testing does.
     """
-    texts = _texts(problem)
-    if brackets:
-        texts["answer"] = f"({texts['answer']})"
+    texts = _texts(problem) | {"answer": named(problem, problem.answer, answer)}
     text = _tidy(ANSWER + " " + TRAINED[name.partition("-")[2]].format(**texts))
     if text.endswith(REASON):
         text = text.replace(REASON, "").strip()
     return text.removeprefix(ANSWER)
 
 
-def answer_text(letter: str, *, brackets: bool = False) -> str:
-    """The response of a format that trains the answer alone, for any letter."""
-    return " " + TRAINED["A"].format(answer=f"({letter})" if brackets else letter)
+def answer_text(problem: Problem, index: int, *, answer: str = "letter") -> str:
+    """The response of a format that trains the answer alone, for any of the options."""
+    return " " + TRAINED["A"].format(answer=named(problem, index, answer))
+
+
+def named(problem: Problem, index: int, answer: str) -> str:
+    """How an answer names an option, by one of `ANSWERS`."""
+    letter = LETTERS[index]
+    return {"brackets": f"({letter})", "letter": letter, "words": problem.choices[index]}[answer]
+
+
+def check_answer(answer: str) -> None:
+    """Refuses a way to answer that there is not.
+
+    Raises:
+        ValueError: names the ways.
+    """
+    if answer not in ANSWERS:
+        raise ValueError(f"task.data.answer is {answer!r}. Choose {', '.join(ANSWERS)}.")
 
 
 def _texts(problem: Problem, caption: bool = False) -> dict[str, str]:
@@ -89,7 +105,6 @@ def _texts(problem: Problem, caption: bool = False) -> dict[str, str]:
         "question": problem.question,
         "context": context or "N/A",
         "options": " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False)),
-        "answer": LETTERS[problem.answer],
         "lecture": problem.lecture.replace("\n", "\\n"),
         "solution": problem.solution.replace("\n", "\\n"),
     }

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tasks.scienceqa.answers import UNREADABLE, read_answer
+from tasks.scienceqa.answers import UNREADABLE, read_answer, read_words
 from tests.tiny_scienceqa import read_gzipped
 
 READINGS = {
@@ -50,3 +50,18 @@ def test_real_generations(shared):
     assert {pid for pid, index in ours.items() if index == UNREADABLE} == {pid for pid in found if not found[pid]}
     several = [pid for pid, letters in found.items() if len(letters) > 1]
     assert (len(several), sum(ours[pid] == official[pid] for pid in several)) == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("The answer is red.", 0),
+        ("the answer is red brick", 1),
+        ("First. The answer is a (b), then", 2),
+        ("The answer is reddish.", UNREADABLE),
+        ("The answer is blue.", UNREADABLE),
+        ("red", UNREADABLE),
+    ],
+)
+def test_answers_in_the_options_own_words(text, index):
+    assert read_words(text, ["red", "red brick", "a (b)"]) == index

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.scienceqa.problems import read_problems
-from tasks.scienceqa.prompt import ASKED, TRAINED, answer_text, check_format, prompt, response
+from tasks.scienceqa.prompt import ASKED, TRAINED, answer_text, check_answer, check_format, prompt, response
 from tests.tiny_scienceqa import REAL, record, write_scienceqa
 
 
@@ -58,10 +58,14 @@ def test_every_format_has_the_parts_of_its_name_in_its_order(tmp_path, asked, tr
     assert {letter for letter, word in words.items() if word in text} == set(parts)
 
 
-def test_the_papers_brackets(tmp_path):
+def test_ways_to_answer(tmp_path):
     problem = made(tmp_path, answer=1)
-    assert response(problem, "QCM-A") == answer_text("B") == " The answer is B."
-    assert response(problem, "QCM-A", brackets=True) == answer_text("B", brackets=True) == " The answer is (B)."
+    assert response(problem, "QCM-A") == answer_text(problem, 1) == " The answer is B."
+    texts = {"brackets": " The answer is (B).", "words": f" The answer is {problem.choices[1]}."}
+    for answer, text in texts.items():
+        assert response(problem, "QCM-A", answer=answer) == answer_text(problem, 1, answer=answer) == text
+    with pytest.raises(ValueError, match=r"task\.data\.answer is 'number'\. Choose brackets, letter, words\."):
+        check_answer("number")
 
 
 @pytest.mark.parametrize("asked", ASKED)
