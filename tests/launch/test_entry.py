@@ -7,15 +7,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from llama_adapter.launch import entry
+from tests.conftest import ROOT
 from tests.tiny_run import call
 
 PLAN = ("task=alpaca", "trainer=8xa100", "plan=true")
 
 
+CONF = ROOT / "conf/task"
+TASKS = ", ".join(sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")))
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("task=alpacca", "task=alpacca does not exist. Choose alpaca, miniature/alpaca, scienceqa. Did you mean 'alpaca'?"),
+        ("task=alpacca", f"task=alpacca does not exist. Choose {TASKS}. Did you mean 'alpaca'?"),
         (
             "trainer=8xA100",
             "trainer=8xA100 does not exist. Choose 1gpu, 8xa100, 8xa100_ddp, cpu. Did you mean '8xa100'?",
