@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
     try:
         shape = shape_of(options)
-        options.prompts = options.prompts or options.batch
+        options.prompts = options.batch if options.prompts is None else options.prompts
         for key in ("batch", "prompts", "new_tokens", "rounds"):
             if getattr(options, key) < 1:
                 raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {getattr(options, key)}.")

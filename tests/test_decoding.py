@@ -10,7 +10,7 @@ from llama_adapter import decoding
 from llama_adapter.decoding import DecodingStats, can_decode
 from llama_adapter.generation import generate_ids
 from tests.conftest import FAMILY_SHAPES, tiny_model
-from tests.test_generation import adapted_model
+from tests.test_generation import adapted_model, greedy_without_cache
 
 # Random models repeat themselves; with some of their tokens as ends, answers have very different lengths.
 EOS_IDS = tuple(range(2, 8))
@@ -91,6 +91,55 @@ def test_slots_are_refilled_in_groups():
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, output: passes.append(tuple(inputs[0].shape)))
     decoded(model, [[1] * 5] * 40, batch_size=16, eos_ids=(), max_new_tokens=3)
     assert [shape for shape in passes if shape[1] > 1] == [(16, 5), (16, 5), (8, 5)]
+
+
+def test_prompts_beyond_a_sliding_window():
+    """Against the model without a cache, which builds its masks itself."""
+    model, prompts = adapted_model("mistral_sliding_window"), many_prompts()
+    answers, _ = decoded(model, prompts, batch_size=4, eos_ids=(2,))
+    assert answers == [greedy_without_cache(model, prompt, new_tokens=24) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+        ("llama", {"sliding_window": 4}),
+    ],
+)
+def test_a_window_that_no_layer_uses(shape, options):
+    model, prompts = adapted_model(shape, **options), many_prompts(8)
+    assert can_decode(model)
+    answers, _ = decoded(model, prompts, batch_size=3, eos_ids=(2,))
+    assert answers == [greedy_without_cache(model, prompt, new_tokens=24) for prompt in prompts]
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_contexts_stay_with_their_texts_when_slots_are_refilled(static_cache, uncompiled_steps):
+    model, prompts = adapted_model(), many_prompts()
+    context = torch.randn(len(prompts), 32, generator=torch.Generator().manual_seed(0))
+    alone = [decoded(model, [prompt], context=context[n : n + 1])[0][0] for n, prompt in enumerate(prompts)]
+    assert len({len(answer) for answer in alone}) >= 3
+    assert decoded(model, prompts, context=context, batch_size=4, static_cache=static_cache)[0] == alone
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_a_broken_answer_spoils_no_later_one(static_cache, uncompiled_steps):
+    """NaN in a slot's keys and values must not come through the mask into the next text there."""
+    model, prompts = adapted_model(), many_prompts(9)
+    context = torch.zeros(len(prompts), 32)
+    context[max(range(9), key=lambda n: len(prompts[n]))] = float("nan")  # the longest, which is decoded first
+    answers, _ = decoded(model, prompts, context=context, batch_size=2, static_cache=static_cache)
+    healthy = [n for n in range(9) if not context[n].isnan().any()]
+    assert [answers[n] for n in healthy] == [decoded(model, [prompts[n]])[0][0] for n in healthy]
+
+
+def test_contexts_that_do_not_fit():
+    arguments = {"eos_ids": (), "pad_id": 0, "max_new_tokens": 1}
+    with pytest.raises(ValueError, match=r"context has the shape \[1, 1\]; it must be \[1, 32\]\."):
+        generate_ids(adapted_model(), [[1]], context=torch.zeros(1, 1), **arguments)
+    with pytest.raises(ValueError, match=r"but the model has no adapter\. Leave it out\."):
+        generate_ids(tiny_model(), [[1]], context=torch.zeros(1, 32), **arguments)
 
 
 def test_streamed_ids_are_the_answers():

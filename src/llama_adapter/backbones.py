@@ -23,6 +23,8 @@ class Family:
         layers: path from the base model (`model.base_model`) to its list of layers.
         attention: path from a layer to the module that calls the attention function.
         key_projection, value_projection: the frozen projections inside that module.
+        sliding_window: whether every layer sees no further than `config.sliding_window`; where layers differ, their
+            attention modules say it themselves.
         projection_biases: query, key and value have biases although the config has no `attention_bias` to say so.
     """
 
@@ -30,12 +32,13 @@ class Family:
     attention: str = "self_attn"
     key_projection: str = "k_proj"
     value_projection: str = "v_proj"
+    sliding_window: bool = False
     projection_biases: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),  # LLaMA 1, 2, 3 and all of their layout; grouped heads and RoPE scaling are in the config
-    "mistral": Family(),
+    "mistral": Family(sliding_window=True),
     "qwen2": Family(projection_biases=True),  # they belong to the projection, so prompts get them too
 }
 
@@ -64,6 +67,12 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The attention module of every layer, from the bottom up."""
     family = family_of(model.config)
     return [attrgetter(family.attention)(layer) for layer in layers_of(model)]
+
+
+def attention_windows(model: PreTrainedModel) -> set[int | None]:
+    """How many tokens a token sees, itself included, over all layers; None is all of them."""
+    of_all = model.config.sliding_window if family_of(model.config).sliding_window else None
+    return {getattr(module, "sliding_window", of_all) for module in attention_modules(model)}
 
 
 def project_prompt(module: nn.Module, prompt: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,11 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from llama_adapter.attach import adapters, projected_prompts
+from llama_adapter.backbones import attention_windows
 
 SPARE_COLUMNS = 256  # between two moves of all texts to the front
 
@@ -60,15 +61,9 @@ class DecodingStats:
         )
 
 
-def attention_window(config: PretrainedConfig) -> int | None:
-    """How many tokens a token sees, itself included; None for all. Mistral has such a window."""
-    return getattr(config, "sliding_window", None)
-
-
 def can_decode(model: PreTrainedModel) -> bool:
     """Whether one boolean mask serves all layers: their attention takes it, and all have the same window."""
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    return len(kinds) <= 1 and model.config._attn_implementation in ("zero_init", "sdpa")
+    return len(attention_windows(model)) == 1 and model.config._attn_implementation in ("zero_init", "sdpa")
 
 
 class SlotCache(Cache):
@@ -120,6 +115,9 @@ class _SlotLayer(CacheLayerMixin):
         shapes = ((self.cache.slots, s.shape[1], self.cache.columns, s.shape[3]) for s in (key_states, value_states))
         # zeros: what was never written is masked, but a weight of 0 times a NaN would be a NaN
         self.keys, self.values = (key_states.new_zeros(shape) for shape in shapes)
+        if self.cache.static:  # or a compiled step that writes to them would record no CUDA graph
+            for states in (self.keys, self.values):
+                torch._dynamo.mark_static_address(states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -129,6 +127,7 @@ class _SlotLayer(CacheLayerMixin):
         stored = ((self.keys, key_states), (self.values, value_states))
         if cache.filling is not None:
             for states, new in stored:
+                states[cache.filling] = 0  # a NaN of the slot's last text would come through the mask: 0 x NaN
                 states[cache.filling, :, cache.end - new.shape[2] : cache.end] = new
             return key_states, value_states
         if cache.static:
@@ -185,16 +184,20 @@ class SlotDecoder:
         self.slots = min(slots, len(prompts))
         self.max_new_tokens, self.eos_ids, self.pad_id = max_new_tokens, frozenset(eos_ids), pad_id
         self.choose, self.stream = choose, stream
-        self.window = attention_window(model.config)
+        (self.window,) = attention_windows(model)
         # The longest first: no later prompt needs more columns, and prompts of similar length are computed together.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True))
-        columns = len(prompts[self.waiting[0]]) + max(max_new_tokens) + SPARE_COLUMNS
+        self.longest = len(prompts[self.waiting[0]]) + max(max_new_tokens)
+        # Texts that begin later end later: only then are there columns beyond the longest text's.
+        columns = self.longest + (SPARE_COLUMNS if len(prompts) > self.slots else 0)
         layers = model.config.num_hidden_layers
         self.cache = SlotCache(layers, slots=self.slots, columns=columns, static=static, device=self.device)
         self.forward = model.forward
         if static and compiled:
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"  # the former records CUDA graphs
-            self.forward = torch.compile(model.forward, mode=mode, fullgraph=True)
+            # Not fullgraph: past the compiler's limit of graphs (other models, other sizes) a step is then not
+            # compiled, where it would end in an error.
+            self.forward = torch.compile(model.forward, mode=mode)
         self.owners: list[int | None] = [None] * self.slots  # the prompt that a slot answers; None where it is free
         self.starts = torch.zeros(self.slots, dtype=torch.long, device=self.device)  # column of each text's first token
         self.ids = torch.zeros(self.slots, 1, dtype=torch.long, device=self.device)  # the last token of each text
@@ -266,7 +269,7 @@ class SlotDecoder:
         logits = self.forward(
             input_ids=self.ids[:rows],
             attention_mask=seen[:, None, None],
-            position_ids=cache.end - starts,
+            position_ids=(cache.end - starts).clamp(max=self.longest),  # free slots of a static cache stay in range
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -322,11 +325,11 @@ class SlotDecoder:
         self.owners[slot], self.owners[last] = self.owners[last], None
 
     def _make_room(self) -> None:
-        """Moves all texts to the front: the longest one, or the longest prompt that waits, begins at column 0."""
+        """Moves all texts to the front: the one that began first begins at column 0.
+
+        No prompt that waits is longer than it: the longest prompts came first.
+        """
         live = [slot for slot, owner in enumerate(self.owners) if owner is not None]
-        needed = self.cache.end - int(self.starts[live].min())
-        if self.waiting:
-            needed = max(needed, len(self.prompts[self.waiting[0]]))
-        shift = self.cache.end - needed
+        shift = int(self.starts[live].min())
         self.cache.move_to_front(shift)
         self.starts -= shift

@@ -1,8 +1,9 @@
 """Answers to raw text prompts: greedy, sampled or by beams, many together, optionally streamed.
 
-Greedy and sampled answers are decoded in slots (`decoding`); beams are transformers'. Either way every prompt of the
-adapter is projected once per call and not once per token, no setting of a checkpoint's `generation_config.json` leaks
-in, and the answers come back in the order of the prompts. Templates are the task's business, not this file's.
+Greedy and sampled answers are decoded in slots (`decoding`); beams are transformers'. Either way the adapter's prompts
+are projected once per call (per text, where each has its own) and not once per token, no setting of a checkpoint's
+`generation_config.json` leaks in, and the answers come back in the order of the prompts. Templates are the task's
+business, not this file's.
 
 Sampling is the authors' rule: divide the logits by the temperature, keep the most likely tokens until their total
 probability passes `top_p`, renormalise. They answer with temperature 0.1 and top_p 0.75; our default is greedy.
@@ -26,7 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llama_adapter.attach import prompts_projected
+from llama_adapter.attach import adapters, prompts_projected
 from llama_adapter.decoding import DecodingStats, SlotDecoder, can_decode
 from llama_adapter.layer_modes import uncompiled
 from llama_adapter.streaming import IdStreamer, TextPieces
@@ -140,7 +141,8 @@ def generate_ids(
         static_cache: keys and values in memory of a fixed size and a compiled step; None uses it on CUDA where at least
             `STATIC_CACHE_FROM` tokens may be decoded, fewer do not pay for compiling. Not for beams.
         stream: called with the index of a prompt and its next id, each step.
-        stats: is added to. Without one, a line in the log says how fast many answers were decoded.
+        stats: is added to, but for beams and models that transformers decodes. Without one, a line in the log says how
+            fast many answers were decoded.
 
     Returns:
         The new ids, in the order of the prompts.
@@ -158,10 +160,8 @@ def generate_ids(
         streamed=stream is not None,
     )
     _check_prompts(prompts, model.config, max_new_tokens)
-    if context is not None and len(context) != len(prompts):
-        raise ValueError(
-            f"context has {len(context)} rows for {len(prompts)} prompts. Give one for each, zeros for none."
-        )
+    if context is not None:
+        _check_context(context, model, len(prompts))
     if not prompts:
         return []
     batch_size = batch_size or len(prompts)
@@ -204,6 +204,17 @@ def generate_ids(
     elif len(prompts) >= LOGGED_FROM:
         log.info("%s", decoder.stats)
     return answers
+
+
+def _check_context(context: Tensor, model: PreTrainedModel, prompts: int) -> None:
+    if not adapters(model):
+        raise ValueError("A context is added to an adapter's prompts, but the model has no adapter. Leave it out.")
+    if len(context) != prompts:
+        raise ValueError(f"context has {len(context)} rows for {prompts} prompts. Give one for each, zeros for none.")
+    if context.shape != (prompts, model.config.hidden_size):
+        raise ValueError(
+            f"context has the shape {list(context.shape)}; it must be [{prompts}, {model.config.hidden_size}]."
+        )
 
 
 def _most_likely(logits: Tensor) -> Tensor:
