@@ -1,4 +1,6 @@
-"""Regenerates the committed data and tokenizer, byte-identical every time.
+"""Regenerates the committed data and tokenizer: texts byte-identical every time, pictures pixel-identical.
+
+How a PNG is packed depends on the library that Pillow was built with, so two machines may differ in its bytes.
 
 `python -m miniature.build [--output folder]`
 """
@@ -9,7 +11,10 @@ import logging
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from llama_adapter.files import whole_file
+from miniature import coco, scienceqa
 from miniature.instructions import records
 from miniature.tokenizer import tokenizer_model
 from miniature.world import SPLIT_SIZES
@@ -30,12 +35,24 @@ def write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_picture(path: Path, image: Image.Image) -> None:
+    """As a PNG with a palette: the scenes have few colours. Not through `write`, which waits for the disk each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.quantize(len(image.getcolors()), dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def build(output: Path) -> None:
-    """Writes `data/alpaca/*.json` and `llama/tokenizer.model` under `output`."""
+    """Writes `data/` and `llama/tokenizer.model` under `output`."""
     for split in SPLIT_SIZES:
         write(output / "data" / "alpaca" / f"{split}.json", alpaca_json(split))
+    for name, data_set in (("scienceqa", scienceqa), ("coco", coco)):
+        for path, content in data_set.files():
+            if isinstance(content, bytes):
+                write(output / "data" / name / path, content)
+            else:
+                write_picture(output / "data" / name / path, content)
     write(output / "llama" / "tokenizer.model", tokenizer_model())
-    log.info("wrote data/alpaca and llama/tokenizer.model under %s", output)
+    log.info("wrote data and llama/tokenizer.model under %s", output)
 
 
 if __name__ == "__main__":
