@@ -11,7 +11,7 @@ from tasks.scienceqa.problems import Problem
 NOT_SCORED = -2
 YOUNGER_GRADES = {f"grade{number}" for number in range(1, 7)}
 
-# LLaMA-Adapter (arXiv 2303.16199), Table 2, in the order of `CATEGORIES`.
+# LLaMA-Adapter (arXiv 2303.16199), test accuracy, in the order of `CATEGORIES`.
 PUBLISHED = {
     "random choice": (39.83, 40.28, 46.13, 29.25, 47.45, 40.08, 33.66, 39.35, 40.67),
     "GPT-4 (CoT)": (83.99, 85.48, 72.44, 90.27, 82.65, 71.49, 92.89, 86.66, 79.04),
