@@ -1,10 +1,12 @@
 """Miniature ScienceQA in the official layout: problems.json, pid_splits.json, captions.json and images/.
 
-Two halves. Problems with an image ask about its scene, which has no name: nothing but the picture tells the answer. The
-right value, its place among the choices and the wrong values are drawn independently and evenly, the hint tells other
-attributes, and the scenes of a split are in no other: without the picture, the best is chance. Problems without an
-image ask about a thing that the language model has read about, training things in the training split and so on; or
-about a hint.
+Problems with an image ask about its scene, which has no name: nothing but the picture tells the answer. The right
+value, its place among the choices and the wrong values are drawn independently, the hint tells another attribute, and
+the scenes of a split are in no other: without the picture, the best is chance. Every image is needed, none decorates.
+Problems without an image ask about a thing that the language model has read about (training things in the training
+split, and so on), or about what their hint tells.
+
+Most training problems have an image, since each asks for one attribute and eight values of each have to be learned.
 
 The choices number two to five; the grade rises with them. Chance is the mean of one in two to one in five, 32 %.
 """
@@ -38,6 +40,7 @@ FIELDS = {  # subject, topic, category; the topics are official ones
 }
 MISSING_WORD = ("language science", "vocabulary", "Missing words")
 MISSING_WORD_SHARE = 0.25
+HINT_SHARE = 1 / 3  # of the problems with an image
 SHOWN_THING = "the thing in the picture"
 
 
@@ -52,9 +55,8 @@ def problems(split: str) -> list[tuple[Record, Scene | None]]:
 def _about_pictures(split: str, generator: random.Random) -> Iterator[tuple[Record, Scene]]:
     for number, scene in enumerate(scenes_of(split)[: WITH_IMAGE[split]]):
         attribute = DRAWN[number % len(DRAWN)]
-        others = generator.sample([other for other in DRAWN if other != attribute], generator.choice((0, 0, 1)))
-        facts = {other: scene.value(other) for other in sorted(others)}
-        hint = " ".join(SENTENCES[other].format(n="It", v=value) for other, value in facts.items())
+        other = generator.choice([drawn for drawn in DRAWN if drawn != attribute])
+        hint = SENTENCES[other].format(n="It", v=scene.value(other)) if generator.random() < HINT_SHARE else ""
         record = _problem(split, generator, attribute, scene.value(attribute), SHOWN_THING, hint=hint)
         yield record | {"image": "image.png", "solution": caption(scene, WORDINGS[1])}, scene
 
@@ -71,21 +73,21 @@ def _about_hints(split: str, generator: random.Random) -> Iterator[tuple[Record,
     for number in range(WITHOUT_IMAGE[split] // 4):
         attribute = DRAWN[number % len(DRAWN)]
         scene = Scene(*(generator.choice(VALUES[drawn]) for drawn in DRAWN))
-        yield (
-            _problem(split, generator, attribute, scene.value(attribute), "it", hint=caption(scene, WORDINGS[0])),
-            None,
-        )
+        hint = caption(scene, WORDINGS[0])
+        yield _problem(split, generator, attribute, scene.value(attribute), "it", hint=hint), None
 
 
-def _problem(
-    split: str,
-    generator: random.Random,
-    attribute: str,
-    right: str,
-    name: str,
-    *,
-    hint: str = "",
-) -> Record:
+def _problem(split: str, generator: random.Random, attribute: str, right: str, name: str, *, hint: str = "") -> Record:
+    """One record without an image.
+
+    Args:
+        split: train, val or test.
+        generator: of wording, choices and grade.
+        attribute: that is asked for.
+        right: its value.
+        name: of what is asked about, or `it`, which the hint describes.
+        hint: may be empty.
+    """
     count = generator.randint(2, 5)
     choices = generator.sample([value for value in VALUES[attribute] if value != right], count - 1)
     answer = generator.randrange(count)
@@ -103,6 +105,7 @@ def _problem(
         "hint": hint,
         "image": None,
         "task": "closed choice",
+        # two choices in grades 1 to 3, and so on up to five in grades 10 to 12
         "grade": f"grade{3 * (count - 2) + generator.randint(1, 3)}",
         "subject": subject,
         "topic": topic,

@@ -156,20 +156,29 @@ def test_the_data_are_small():
 # --- the tower ----------------------------------------------------------------------------------------------------
 
 
-def test_the_tower_is_small_and_sees():
-    assert (HERE / "clip/model.safetensors").stat().st_size < 2 * 2**20
+def shown_and_seen(split: str) -> tuple[list[Scene], torch.Tensor]:
+    """The scenes of a split's images and the last class token of each, [scenes, C]."""
     tower, processor = load_tower(HERE / "clip"), load_processor(HERE / "clip")
-    problems = [problem for problem in read_problems(SCIENCEQA, "train") if problem.image][:256]
+    problems = [problem for problem in read_problems(SCIENCEQA, split) if problem.image]
+    scenes = [scene for _, scene in scienceqa.problems(split) if scene is not None]
     pixels = torch.stack([read_image(problem.image_path(SCIENCEQA), processor) for problem in problems])
-    assert pixels.shape == (256, 3, SIZE, SIZE)
+    assert pixels.shape == (len(scenes), 3, SIZE, SIZE)
     with torch.no_grad():
-        features = tower(pixels).pooler_output  # [256, C]
-    scenes = [scene for record, scene in scienceqa.problems("train") if scene is not None][:256]
-    # The nearest of the other pictures has the same colour, shape and place at least twice as often as one time in eight.
-    near = torch.cdist(features, features).fill_diagonal_(float("inf")).argmin(dim=1).tolist()
-    for attribute in ("colour", "shape", "place"):
-        same = sum(scenes[one].value(attribute) == scenes[other].value(attribute) for one, other in enumerate(near))
-        assert same / len(scenes) > 0.25, attribute
+        return scenes, tower(pixels).last_hidden_state[:, 0]
+
+
+def test_the_tower_is_small_and_tells_every_attribute_of_unseen_scenes():
+    assert (HERE / "clip/model.safetensors").stat().st_size < 2 * 2**20
+    (train, seen), (test, new) = shown_and_seen("train"), shown_and_seen("test")
+    mean, std = seen.mean(dim=0), seen.std(dim=0)
+    seen, new = (torch.nn.functional.pad((part - mean) / std, (0, 1), value=1.0) for part in (seen, new))
+    for attribute, least in {"colour": 0.95, "place": 0.95, "shape": 0.5, "number": 0.5}.items():  # chance .125
+        targets, truth = (
+            torch.tensor([VALUES[attribute].index(scene.value(attribute)) for scene in part]) for part in (train, test)
+        )
+        one_hot = torch.nn.functional.one_hot(targets, 8).float()
+        probe = torch.linalg.solve(seen.T @ seen + 10 * torch.eye(seen.shape[1]), seen.T @ one_hot)  # ridge regression
+        assert ((new @ probe).argmax(dim=1) == truth).float().mean() > least, attribute
 
 
 def test_the_pixels_of_pretraining_are_those_of_the_processor(tmp_path):
