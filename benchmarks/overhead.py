@@ -26,7 +26,8 @@ from llama_adapter.attach import adapters, attach
 from llama_adapter.batches import BatchConfig
 from llama_adapter.csv_logger import RunCsvLogger
 from llama_adapter.data import IGNORED, ExampleDataModule
-from llama_adapter.module import AdapterModule, response_loss
+from llama_adapter.heads import response_loss
+from llama_adapter.module import AdapterModule
 from llama_adapter.optim import OptimizerConfig
 from llama_adapter.zero_init import AdapterConfig
 

@@ -7,7 +7,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
@@ -32,6 +39,22 @@ FAMILY_SHAPES: dict[str, dict] = {
 }
 
 
+ENCODER_SHAPES: dict[str, dict] = {
+    "roberta": {"vocab_size": 64, "max_position_embeddings": 66, "type_vocab_size": 1},
+    "bert": {"vocab_size": 64, "max_position_embeddings": 64},
+    "vit": {"image_size": 16, "patch_size": 4, "num_labels": 5},
+    "dinov2": {"image_size": 16, "patch_size": 4, "num_labels": 5, "mlp_ratio": 2},
+}
+
+
+def tiny_encoder(shape: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A random encoder with its head, C=32, H=4, 3 layers: spans of 64 tokens, or images of 16 pixels in 5 classes."""
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(shape, **(settings | ENCODER_SHAPES[shape] | overrides))
+    kind = AutoModelForQuestionAnswering if hasattr(config, "vocab_size") else AutoModelForImageClassification
+    return _with_random_weights(kind, config, seed)
+
+
 def tiny_model(shape: str = "llama", seed: int = 0, **overrides) -> PreTrainedModel:
     """A random causal LM with C=32, H=4, 3 layers and 64 tokens; `shape` is a key of FAMILY_SHAPES."""
     settings = {
@@ -47,9 +70,13 @@ def tiny_model(shape: str = "llama", seed: int = 0, **overrides) -> PreTrainedMo
         "tie_word_embeddings": False,
     }
     config = AutoConfig.for_model(shape.split("_")[0], **(settings | FAMILY_SHAPES[shape] | overrides))
+    return _with_random_weights(AutoModelForCausalLM, config, seed)
+
+
+def _with_random_weights(model_class: type, config: PretrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = model_class.from_config(config, attn_implementation="sdpa")
         # transformers starts with std 0.02: logits of almost nothing, in which a wrong mask would go unnoticed.
         for parameter in model.parameters():
             if parameter.dim() > 1:

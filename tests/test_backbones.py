@@ -8,7 +8,7 @@ from llama_adapter.attach import adapters, attach, prompts_projected
 from llama_adapter.backbones import FAMILIES, attention_modules, family_of, head_size, project_prompt
 from llama_adapter.checkpoint import load_adapter, save_adapter
 from llama_adapter.zero_init import AdapterConfig
-from tests.conftest import FAMILY_SHAPES, tiny_model
+from tests.conftest import ENCODER_SHAPES, FAMILY_SHAPES, tiny_model
 
 each_shape = pytest.mark.parametrize("shape", FAMILY_SHAPES)
 IDS = torch.tensor([[1, 7, 9, 11, 13, 17, 19, 23, 29, 31], [1, 40, 41, 42, 43, 44, 45, 46, 47, 48]])
@@ -40,7 +40,7 @@ def train_two_steps(model: PreTrainedModel) -> None:
 
 
 def test_every_family_is_tried():
-    assert {name.split("_")[0] for name in FAMILY_SHAPES} == set(FAMILIES)
+    assert {name.split("_")[0] for name in (*FAMILY_SHAPES, *ENCODER_SHAPES)} == set(FAMILIES)
 
 
 @each_shape
@@ -184,7 +184,7 @@ def test_prompts_are_seen_from_every_position(shape):
 def test_unknown_family():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=8, n_positions=8))
     with pytest.raises(
-        ValueError, match=r"No family for model_type 'gpt2'\. Known: llama, mistral, qwen2\. Add an entry"
+        ValueError, match=r"No family for model_type 'gpt2'\. Known: llama, mistral, qwen2, bert, .*\. Add an entry"
     ):
         family_of(model.config)
     with pytest.raises(ValueError, match="No family for model_type 'gpt2'"):

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from llama_adapter.launch import build
+from llama_adapter.launch import build, models
+from llama_adapter.launch.nodes import node
 from llama_adapter.launch.schema import NODES, check_keys, register_schemas
 from tests.conftest import ROOT
 
@@ -77,17 +78,17 @@ def check(config: DictConfig) -> None:
     """Our own nodes become objects, and every node's keys are arguments of what it names."""
     check_keys(config)
     for name in NODES:
-        assert build.model_config(config) if name == "model" else build.node(config, name)
+        assert models.model_config(config) if name == "model" else node(config, name)
     found = nodes(OmegaConf.to_container(build.without_own_keys(config)))
     assert {"model", "adapter", "task.data", "task.evaluation", "trainer", "callbacks.checkpoint"} <= {
         n for n, _ in found
     }
-    for name, node in found:
-        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    for name, values in found:
+        arguments = {key: value for key, value in values.items() if not key.startswith("_")}
         try:
-            inspect.signature(get_object(node["_target_"])).bind_partial(**arguments)
+            inspect.signature(get_object(values["_target_"])).bind_partial(**arguments)
         except TypeError as error:
-            pytest.fail(f"{name} ({node['_target_']}): {error}")
+            pytest.fail(f"{name} ({values['_target_']}): {error}")
     assert config.trainer.default_root_dir == "/nowhere"
     assert config.task.name == HydraConfig.get().runtime.choices.task
 
@@ -144,9 +145,9 @@ def test_a_task_brings_its_model_and_recipe():
 def test_the_experiment_repeats_what_the_task_sets():
     """A changed default must not change a published number."""
     config, experiment = composed("experiment=alpaca_paper"), OmegaConf.load(CONF / "experiment/alpaca_paper.yaml")
-    for node in ("adapter", "optimizer"):
-        assert set(experiment[node]) == set(config[node]) - {"_target_"}
-        assert all(config[node][key] == value for key, value in experiment[node].items())
+    for name in ("adapter", "optimizer"):
+        assert set(experiment[name]) == set(config[name]) - {"_target_"}
+        assert all(config[name][key] == value for key, value in experiment[name].items())
     assert config.task.data.encoding == "paper"
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from llama_adapter.attach import attach
 from llama_adapter.data import IGNORED, PaddedCollator
 from llama_adapter.flat_batches import FlatCollator, flat_model_inputs
-from llama_adapter.module import response_loss
+from llama_adapter.heads import response_loss
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import FAMILY_SHAPES, tiny_model
 

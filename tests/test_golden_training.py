@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from llama_adapter.attach import adapters, attach
 from llama_adapter.batches import BatchConfig
 from llama_adapter.data import ExampleDataModule
+from llama_adapter.heads import response_loss
 from llama_adapter.loading import load_backbone
-from llama_adapter.module import response_loss
 from llama_adapter.optim import OptimizerConfig, learning_rate_at
 from llama_adapter.zero_init import AdapterConfig
 from tests.tiny_training import fit

@@ -8,8 +8,8 @@ from llama_adapter.backbones import layers_of
 from llama_adapter.data import PaddedCollator
 from llama_adapter.flat_batches import FlatCollator
 from llama_adapter.generation import generate_ids
+from llama_adapter.heads import response_loss
 from llama_adapter.layer_modes import KEPT, checkpoint_layers, compile_layers, uncompiled
-from llama_adapter.module import response_loss
 from llama_adapter.plan import ACTIVATION_CHECKPOINTING
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import FAMILY_SHAPES, tiny_model

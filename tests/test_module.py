@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from llama_adapter import module as module_file
 from llama_adapter.attach import adapters, attach
 from llama_adapter.batches import BatchConfig
 from llama_adapter.data import PaddedCollator
-from llama_adapter.module import AdapterModule, NonFiniteLossError, response_loss
+from llama_adapter.heads import response_loss
+from llama_adapter.module import AdapterModule, NonFiniteLossError
 from llama_adapter.optim import OptimizerConfig
 from llama_adapter.run_checkpoint import RunCheckpoint, newest_checkpoint
 from llama_adapter.zero_init import AdapterConfig
@@ -271,14 +271,14 @@ def broken_loss(kind: str, step: int):
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
-def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path, monkeypatch, kind):
+def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path, kind):
     def callbacks(name: str) -> tuple[Callback, ...]:
         return (RunCheckpoint(tmp_path / name / "checkpoints", every_n_train_steps=2, keep_last=1),)
 
     good = fit(tmp_path / "good", callbacks=(*callbacks("good"), FailAt(4)), catch=InterruptedError)
-    with monkeypatch.context() as patch:
-        patch.setattr(module_file, "response_loss", broken_loss(kind, step=5))
-        broken = fit(tmp_path / "broken", callbacks=callbacks("broken"), catch=NonFiniteLossError)
+    broken = fit(
+        tmp_path / "broken", callbacks=callbacks("broken"), catch=NonFiniteLossError, loss=broken_loss(kind, step=5)
+    )
     message = str(broken.error)
     assert message.startswith("Step 5 has a loss of ")
     assert message.endswith(" and a gradient norm of nan. The adapter was not changed by it.")
@@ -291,9 +291,8 @@ def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path, monkeypatch, k
         assert_same_adapter(mended.adapter, fit(tmp_path / "whole").adapter)
 
 
-def test_the_batches_of_the_broken_step_are_kept_for_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(module_file, "response_loss", broken_loss("nan", step=5))
-    broken = fit(tmp_path, catch=NonFiniteLossError)
+def test_the_batches_of_the_broken_step_are_kept_for_the_report(tmp_path):
+    broken = fit(tmp_path, catch=NonFiniteLossError, loss=broken_loss("nan", step=5))
     assert len(broken.module.step_batches) == 4
     assert not fit(tmp_path / "good", max_epochs=1).module.step_batches
 

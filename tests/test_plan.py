@@ -8,11 +8,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from llama_adapter.architecture import Architecture, Hardware, difference
 from llama_adapter.attach import attach
 from llama_adapter.backbones import FAMILIES
 from llama_adapter.batches import BatchConfig
 from llama_adapter.optim import OptimizerConfig
-from llama_adapter.plan import Architecture, Hardware, Plan, difference, make_plan
+from llama_adapter.plan import Plan, make_plan
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import FAMILY_SHAPES, ROOT, tiny_model
 

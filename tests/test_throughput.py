@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llama_adapter.architecture import Architecture
 from llama_adapter.attach import attach
 from llama_adapter.batches import BatchConfig
 from llama_adapter.data import PaddedCollator
 from llama_adapter.examples import IGNORED
-from llama_adapter.module import response_loss
-from llama_adapter.plan import Architecture
+from llama_adapter.heads import response_loss
 from llama_adapter.throughput import Throughput, training_flops
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import FAMILY_SHAPES, tiny_model

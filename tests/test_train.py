@@ -230,6 +230,10 @@ def test_the_objective_must_have_been_measured(world, tmp_path):
     result = call(
         "train.py", *world.overrides(tmp_path / "run", trainer__max_steps=1, objective__metric="val/accuracy")
     )
+    assert result.status == 0, "one run is compared with none"
+    folder = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    overrides = world.overrides(None, trainer__max_steps=1, objective__metric="val/accuracy")
+    result = call("train.py", "-m", folder, *overrides)
     assert result.error.startswith("objective.metric is 'val/accuracy', which this run did not measure. Choose one of ")
 
 

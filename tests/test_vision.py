@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from llama_adapter.architecture import VisionConfig
 from llama_adapter.attach import adapters, attach
 from llama_adapter.checkpoint import load_adapter, save_adapter
 from llama_adapter.data import PaddedCollator
 from llama_adapter.examples import image_columns
 from llama_adapter.flat_batches import FlatCollator
+from llama_adapter.heads import response_loss
 from llama_adapter.images import ImageFeatures, compute_features, feature_settings, main, read_features
-from llama_adapter.module import response_loss
-from llama_adapter.plan import VisionConfig
 from llama_adapter.vision import ImagePrompt, attach_images, load_tower, prompt_context, read_image
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import tiny_model

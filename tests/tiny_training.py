@@ -1,7 +1,8 @@
 """A training run of a fraction of a second in this process: a tiny model, random examples, the core's classes."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from llama_adapter.attach import attach
 from llama_adapter.batches import BatchConfig
 from llama_adapter.csv_logger import RunCsvLogger
 from llama_adapter.data import Example, ExampleDataModule
+from llama_adapter.heads import HEADS, response_loss
 from llama_adapter.module import AdapterModule
 from llama_adapter.optim import OptimizerConfig
 from llama_adapter.run_checkpoint import newest_checkpoint
@@ -109,12 +111,14 @@ def fit(
     data: TinyData | None = None,
     callbacks: tuple[Callback, ...] = (),
     resume: bool = False,
+    loss: Callable = response_loss,
     catch: type[BaseException] | tuple[type[BaseException], ...] = (),
     **options: object,
 ) -> Run:
     """Trains in `folder` as the launcher does: three epochs on the CPU, unless `options` of the Trainer say otherwise.
 
     Args:
+        loss: of a model and a batch, as `heads.response_loss`.
         resume: continue from the newest checkpoint in `folder / "checkpoints"`.
         catch: errors that end the run and become `Run.error`.
     """
@@ -123,6 +127,7 @@ def fit(
     module = AdapterModule(
         adapted_model() if model is None else model,
         optimizer or OptimizerConfig(base_learning_rate=1.0, warmup_epochs=0.5),
+        head=replace(HEADS["language"], loss=loss),
     )
     logger, checkpoint = RunCsvLogger(folder), None
     if resume:

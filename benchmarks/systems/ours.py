@@ -8,8 +8,8 @@ from benchmarks.shapes import same_weights
 from benchmarks.systems.system import PAD_ID, Batch, System, Workload, trainable_parameters
 from llama_adapter.examples import Example
 from llama_adapter.flat_batches import FlatCollator
+from llama_adapter.heads import response_loss
 from llama_adapter.layer_modes import checkpoint_layers, compile_layers
-from llama_adapter.module import response_loss
 
 
 def padded512(workload: Workload) -> System:

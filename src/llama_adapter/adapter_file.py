@@ -113,14 +113,15 @@ def check_compatible(adapter: AdapterFile, config: PretrainedConfig, fingerprint
 def describe(config: PretrainedConfig) -> dict[str, str | int]:
     """What an adapter's backbone must agree in."""
     heads = query_heads(config)
-    return {
+    sizes = {key: getattr(config, key) for key in ("image_size", "patch_size") if hasattr(config, key)}
+    return sizes | {
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "layers": config.num_hidden_layers,
         "heads": heads,
         "key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
         "head_size": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "vocabulary_size": config.vocab_size,
+        "vocabulary_size": getattr(config, "vocab_size", None),
     }
 
 

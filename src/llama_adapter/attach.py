@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from llama_adapter.backbones import attention_modules, project_prompt, query_heads
+from llama_adapter.backbones import attention_modules, head_parameters, project_prompt, query_heads
+from llama_adapter.fingerprint import fingerprint
 from llama_adapter.flat_attention import NO_MASK, flat_attention
 from llama_adapter.segment_prompts import segment_prompt_attention
 from llama_adapter.zero_init import AdapterConfig, GatedPrompt, gate_value, prompt_attention, repeat_heads
@@ -124,10 +125,12 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
         config: K, L and how they start.
 
     Returns:
-        The same model. Its only trainable parameters are `...adapter.prompt` [K, C] and `...adapter.gate` [H].
+        The same model. Its only trainable parameters are `...adapter.prompt` [K, C] and `...adapter.gate` [H], and the
+        head of an encoder or the projection of images (`config.trained` makes it other ones).
 
     Raises:
-        ValueError: the model has an adapter already, its family is unknown, or it has fewer than L layers.
+        ValueError: the model has an adapter already, its family is unknown, it has fewer than L layers, or nothing that
+            `config.trained` asks for.
     """
     modules = attention_modules(model)
     if adapters(model):
@@ -137,9 +140,21 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
             f"adapter.prompt_layers is {config.prompt_layers}, but the model has {len(modules)} layers. "
             f"Choose 1 to {len(modules)}."
         )
-    model.requires_grad_(False)
+    head = list(head_parameters(model).values())
     if hasattr(model, "image_prompt"):  # `vision.attach_images`: its projection is trained with the prompts
-        model.image_prompt.requires_grad_(True)
+        head += model.image_prompt.parameters()
+    if config.trained == "head" and not head:
+        raise ValueError("adapter.trained is head, but this model has no head of its own to train. Set it to adapter.")
+    if config.trained == "all" and model.dtype != torch.float32:
+        raise ValueError(
+            f"adapter.trained is all, but the weights are {model.dtype}, in which small steps are lost. Set "
+            "model.dtype=float32."
+        )
+    if config.trained == "all":
+        model.backbone_fingerprint = fingerprint(model)  # of what it starts from: the weights themselves will move
+    model.requires_grad_(config.trained == "all")
+    for parameter in head:
+        parameter.requires_grad_(True)
     model.set_attn_implementation(ATTENTION)
     for module in modules[-config.prompt_layers :]:
         module.adapter = GatedPrompt(
@@ -147,7 +162,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
             hidden_size=model.config.hidden_size,
             heads=query_heads(model.config),
             device=next(module.parameters()).device,
-        )
+        ).requires_grad_(config.trained == "adapter")
     return model
 
 
@@ -164,6 +179,13 @@ def adapters(model: PreTrainedModel) -> dict[int, GatedPrompt]:
     """Prompts and gates by layer index, from the lowest adapted layer up; empty for a bare model."""
     modules = attention_modules(model)
     return {layer: module.adapter for layer, module in enumerate(modules) if hasattr(module, "adapter")}
+
+
+def trained_of(model: PreTrainedModel) -> str:
+    """What of an attached model is trained, as `AdapterConfig.trained` says it."""
+    if next(iter(adapters(model).values())).prompt.requires_grad:
+        return "adapter"
+    return "all" if next(model.base_model.parameters()).requires_grad else "head"
 
 
 @contextmanager

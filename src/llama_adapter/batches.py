@@ -1,6 +1,6 @@
 """Sizes of batches: what the user declares, what follows for some devices. Imports nothing, so plans are quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 BATCHINGS = ("flat", "padded")
@@ -43,6 +43,10 @@ class BatchConfig:
                 f"data.max_tokens is {self.max_tokens}, which limits flat rows, but data.batching is padded. Set "
                 "data.batching=flat, or data.max_tokens=null and data.micro_batch_size."
             )
+
+    def rows(self) -> "BatchConfig":
+        """The same sizes for an encoder, whose batches are rows: a flat row is for tokens that see the past alone."""
+        return replace(self, batching="padded", max_tokens=None)
 
     def split(self, devices: int) -> tuple[int, int]:
         """Micro-batch size and accumulation that give the global batch on this many devices.

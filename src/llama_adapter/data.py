@@ -5,7 +5,7 @@ same run. An example is a dict with `input_ids` [T] and `labels` [T]; `labels` r
 and hold -100 elsewhere (the model's output at t predicts the label at t + 1).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from math import ceil
 
@@ -156,25 +156,37 @@ class ResumableLoader(DataLoader):
 
 
 class ExampleDataModule(LightningDataModule):
-    """Base of the text tasks' DataModules: loaders over three lists of examples.
+    """Base of the tasks' DataModules: loaders over three lists of examples.
 
     A subclass fills `train_dataset`, `validation_dataset` and `test_dataset` in `setup` and turns a record into the
     text the model is asked with in `prompt`.
 
     Args:
-        tokenizer: a `llama_adapter.tokenizer.Tokenizer`.
+        tokenizer: a `llama_adapter.tokenizer.Tokenizer`; None where `collator` needs none.
         batches: sizes of batches.
         seed: of the order of examples.
         shuffle: whether the training examples change their order from epoch to epoch.
+        collator: makes a batch of examples, rows of any kind, for an encoder; None for those of language models.
     """
 
-    def __init__(self, tokenizer, *, batches: BatchConfig | None = None, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        batches: BatchConfig | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        collator: Callable[[Sequence[Example]], dict] | None = None,
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.batches = batches or BatchConfig()
         self.seed = seed
         self.shuffle = shuffle
-        if self.batches.batching == "flat":
+        if collator is not None:
+            self.batches = self.batches.rows()
+            self.collator = collator
+        elif self.batches.batching == "flat":
             options = {"share_prefixes": self.batches.share_prefixes, "multiple": self.batches.row_multiple}
             self.collator = FlatCollator(tokenizer.pad_id, **options)
         else:

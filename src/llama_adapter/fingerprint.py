@@ -20,8 +20,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from llama_adapter.backbones import family_of
 from llama_adapter.meta_checkpoint import MetaCheckpoint, is_meta_folder, load_tensors
 
-EMBEDDINGS = "embed_tokens.weight"
-NORM = "norm.weight"
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")  # each also as shards, with an index beside them
 
 
@@ -36,14 +34,15 @@ def fingerprint(model: PreTrainedModel) -> str | None:
     if stored is not None:
         return stored
     parameters = dict(model.base_model.named_parameters())
-    names = [EMBEDDINGS, *_whole_names(model.config)]
+    embeddings = family_of(model.config).embeddings
+    names = [embeddings, *_whole_names(model.config)]
     if any(name not in parameters for name in names):
         return None
     if any(parameters[name].is_meta or not parameters[name].is_floating_point() for name in names):
         return None
-    rows = _rows(len(parameters[EMBEDDINGS]))
+    rows = _rows(len(parameters[embeddings]))
     return _digest(
-        (name, parameters[name].detach()[rows] if name == EMBEDDINGS else _sample(parameters[name].detach()))
+        (name, parameters[name].detach()[rows] if name == embeddings else _sample(parameters[name].detach()))
         for name in names
     )
 
@@ -72,7 +71,7 @@ def fingerprint_of_path(path: str | Path) -> str | None:
 def _whole_names(config: PretrainedConfig) -> list[str]:
     family = family_of(config)
     attention = f"{family.attention}.{family.value_projection}.weight"
-    return [NORM, *(f"{family.layers}.{layer}.{attention}" for layer in range(config.num_hidden_layers))]
+    return [family.norm, *(f"{family.layers}.{layer}.{attention}" for layer in range(config.num_hidden_layers))]
 
 
 def _rows(vocabulary: int) -> list[int]:
@@ -98,19 +97,21 @@ def _digest(samples: Iterator[tuple[str, Tensor]]) -> str | None:
 def _meta_samples(checkpoint: MetaCheckpoint) -> Iterator[tuple[str, Tensor]]:
     config = checkpoint.config
     source = {target.removeprefix("model."): name for name, (target, _) in checkpoint.names().items()}
-    yield EMBEDDINGS, checkpoint.rows(source[EMBEDDINGS], _rows(config.vocab_size))
+    family = family_of(config)
+    yield family.embeddings, checkpoint.rows(source[family.embeddings], _rows(config.vocab_size))
     for name in _whole_names(config):
-        indices = range(config.hidden_size) if name == NORM else [0]
+        indices = range(config.hidden_size) if name == family.norm else [0]
         yield name, checkpoint.rows(source[name], list(indices)).flatten()
 
 
 def _hugging_face_samples(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
-    files = _files_by_tensor(folder)
+    files, family = _files_by_tensor(folder), family_of(config)
     # `model.` in a causal LM's file, nothing in a bare base model's.
-    prefix = next((name for name in files if name.endswith(EMBEDDINGS)), "").removesuffix(EMBEDDINGS)
-    yield EMBEDDINGS, _read(files[prefix + EMBEDDINGS], prefix + EMBEDDINGS, _rows(config.vocab_size))
+    prefix = next((name for name in files if name.endswith(family.embeddings)), "").removesuffix(family.embeddings)
+    rows = _rows(getattr(config, "vocab_size", config.hidden_size))  # of the words, or of the filters of patches
+    yield family.embeddings, _read(files[prefix + family.embeddings], prefix + family.embeddings, rows)
     for name in _whole_names(config):
-        yield name, _sample(_read(files[prefix + name], prefix + name, None if name == NORM else [0]))
+        yield name, _sample(_read(files[prefix + name], prefix + name, None if name == family.norm else [0]))
 
 
 def _files_by_tensor(folder: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """Loads a frozen backbone from the layouts people have: a Hugging Face folder, Meta's own files, or a name on the hub.
 
-Every loaded model is a causal LM of transformers in evaluation mode with nothing trainable. What is wrong with the
-files is said before weights are read where that is possible, and nothing is ever filled in with random numbers.
+Every loaded model is one of transformers' in evaluation mode with nothing trainable. What is wrong with the files is
+said before weights are read where that is possible, and nothing is ever filled in with random numbers but a new head.
 """
 
 import logging
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from llama_adapter.backbones import family_of
+from llama_adapter.backbones import family_of, head_parameters
 from llama_adapter.fingerprint import fingerprint, fingerprint_of_path
 from llama_adapter.meta_checkpoint import MetaCheckpoint, is_meta_folder
 from llama_adapter.quantization import check_quantization, quantize
@@ -33,8 +33,10 @@ def load_backbone(
     quantization: str | None = None,
     device: str | torch.device | None = None,
     tokenizer: str | Path | None = None,
+    model_class: type = AutoModelForCausalLM,
+    classes: int | None = None,
 ) -> PreTrainedModel:
-    """A frozen causal LM.
+    """A frozen model: a causal LM, or an encoder with a new head.
 
     Args:
         path: a folder in the Hugging Face or in Meta's layout, or a hub id `org/name`.
@@ -42,6 +44,9 @@ def load_backbone(
         quantization: `int8` or `nf4` for the linear layers of the decoder layers; embeddings and head keep `dtype`.
         device: where the weights are put; the CPU when not given (a Trainer moves them later).
         tokenizer: where the model's tokenizer is, to check that the embeddings have a row for each of its ids.
+        model_class: of transformers, with the head that is wanted (`heads.HEADS`). An encoder's head is new unless the
+            files hold the same one; what they hold for another task is left out.
+        classes: of a classification head.
 
     Returns:
         The model, with `backbone_fingerprint` set, the same from either layout. Tensor by tensor the weights
@@ -56,13 +61,24 @@ def load_backbone(
     device = torch.device(device or "cpu")
     check_quantization(quantization)
     config = backbone_config(path)
+    if family_of(config).encoder == (model_class is AutoModelForCausalLM):
+        kind = "an encoder, which has no next token" if family_of(config).encoder else "a decoder"
+        raise ValueError(
+            f"{path} holds a {config.model_type}, {kind}, but task.head asks for another output. Choose a model that "
+            "fits the task (model=...)."
+        )
+    if classes is not None:
+        config.num_labels = classes
     if tokenizer is not None:
         _check_tokenizer(config, tokenizer)
     base_fingerprint = fingerprint_of_path(path)
     # What will be quantised goes to the device afterwards, layer by layer.
     first_device = device if quantization is None else torch.device("cpu")
-    load = _load_meta if _is_meta(path) else _load_hugging_face
-    model = load(path, config, dtype, first_device).eval().requires_grad_(False)
+    if _is_meta(path):
+        model = _load_meta(path, config, dtype, first_device)
+    else:
+        model = _load_hugging_face(path, config, dtype, first_device, model_class)
+    model = model.eval().requires_grad_(False)
     model.backbone_fingerprint = base_fingerprint or fingerprint(model)
     if quantization is not None:
         quantize(model, quantization, device=device)
@@ -116,11 +132,12 @@ def _load_meta(path: str | Path, config: PretrainedConfig, dtype: torch.dtype, d
 
 
 def _load_hugging_face(
-    path: str | Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+    path: str | Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, model_class: type
 ) -> PreTrainedModel:
     is_local = Path(path).is_dir()
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -142,8 +159,36 @@ def _load_hugging_face(
             raise FileNotFoundError(f"Weights are missing in {path}: {error} Expected {EXPECTED}.") from error
         reason = str(error).splitlines()[0]
         raise ValueError(f"The weights in {path} are damaged ({reason}). Copy or download them again.") from error
+    finally:
+        logging.getLogger("transformers.modeling_utils").removeFilter(_is_no_report)
+    if family_of(config).encoder:
+        report = _without_heads(path, report, model)
     _check_report(path, report)
     return model.to(device)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    """Leaves out transformers' table of missing and surplus tensors: what is wrong of it becomes our error."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _without_heads(path: str | Path, report: dict, model: PreTrainedModel) -> dict:
+    """The report without what belongs to heads: the one that is new, and those that the files hold for other tasks."""
+    base, new = f"{model.base_model_prefix}.", head_parameters(model)
+
+    def of_base(name: str) -> bool:
+        # The pooler is the head of pretraining, inside the base model; models without it leave it out.
+        return name.startswith(base) and ".pooler." not in name
+
+    fresh = sorted(new.keys() & {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if fresh:
+        logger.info("A new head, to be trained: %s. The weights in %s have none of its shape.", ", ".join(fresh), path)
+    unexpected = [name for name in report["unexpected_keys"] if of_base(name)]
+    return report | {
+        "missing_keys": [name for name in report["missing_keys"] if name not in new],
+        "unexpected_keys": unexpected,
+        "mismatched_keys": [item for item in report["mismatched_keys"] if item[0] not in new],
+    }
 
 
 def _check_report(path: str | Path, report: dict) -> None:
@@ -158,7 +203,7 @@ def _check_report(path: str | Path, report: dict) -> None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"The weights in {path} are not those of its config.json: {'; '.join(problems[:3])}{more}. "
-            "Do all files belong to one causal language model?"
+            "Do all files belong to one model?"
         )
 
 

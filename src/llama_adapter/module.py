@@ -1,13 +1,13 @@
 """The one LightningModule: a frozen model with an adapter, its loss, its optimizer and what a checkpoint holds.
 
-The loss is per response token over the global batch. No micro-batch knows that number, so gradients are summed and
-divided once, before the step: the result does not depend on how a batch was cut into micro-batches and devices.
+The loss is per response token (or image, or window) over the global batch. No micro-batch knows that number, so
+gradients are summed and divided once, before the step: the result does not depend on how a batch was cut into
+micro-batches and devices.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -15,43 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from llama_adapter.examples import IGNORED
-from llama_adapter.flat_batches import flat_model_inputs
-from llama_adapter.head_loss import head_loss
+from llama_adapter.adapter_file import other_trainable
+from llama_adapter.attach import adapters
+from llama_adapter.heads import HEADS, Head
 from llama_adapter.layer_modes import uncompiled
 from llama_adapter.optim import OptimizerConfig, schedule
-from llama_adapter.vision import prompt_context
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or a gradient is NaN or infinite. Raised before the optimizer step, so the adapter is still good."""
-
-
-def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the trained tokens of a batch, in nats, and their number.
-
-    Args:
-        model: a causal LM from `attach`.
-        batch: of a `PaddedCollator`, `input_ids` and `labels`, [B, T] each; or of a `FlatCollator`; with images, for a
-            model that takes them. The output at t predicts the label at t + 1, in a flat row too: the first token of a
-            document is never trained.
-
-    Returns:
-        Two scalars; the loss in float32. The head runs at the trained positions only.
-    """
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # [B, T], the label each output predicts
-    trained = targets != IGNORED
-    head = model.get_output_embeddings()
-    context = prompt_context(model, batch)
-    if "cu_seqlens" in batch:
-        hidden = model.base_model(**flat_model_inputs(batch, context)).last_hidden_state[trained]  # [trained, C]
-        return head_loss(hidden, head, targets[trained]), trained.sum()
-    # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
-    # attention never looks, and the kernel stays `is_causal`.
-    images = {} if context is None else {"prompt_context": context}
-    output = model.base_model(input_ids=batch["input_ids"], use_cache=False, **images)
-    hidden = output.last_hidden_state[trained]  # [trained, C]
-    return F.cross_entropy(head(hidden).float(), targets[trained], reduction="sum"), trained.sum()
 
 
 class AdapterModule(LightningModule):
@@ -63,13 +35,24 @@ class AdapterModule(LightningModule):
     Args:
         model: from `attach`; its only trainable parameters are the adapter's.
         optimizer: learning rate, schedule and weight decay.
+        head: what the model puts out, and its loss; a language model's when not given.
+        dropout: whether the frozen model's own dropout is on in training; off, it computes what it always computes.
     """
 
     strict_loading = False  # a checkpoint holds the adapter alone; `on_load_checkpoint` checks its keys
 
-    def __init__(self, model: PreTrainedModel, optimizer: OptimizerConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        head: Head = HEADS["language"],
+        dropout: bool = False,
+    ) -> None:
         super().__init__()
-        self.model = model.eval()
+        # Lightning keeps the modes of a model: those it has here in training, evaluation in validation and test.
+        self.model = model.train(dropout)
+        self.head = head
         self.optimizer_config = optimizer or OptimizerConfig()
         self.validation_loss = MeanMetric()
         self.test_loss = MeanMetric()
@@ -85,19 +68,19 @@ class AdapterModule(LightningModule):
         self._reset_step_sums()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss, tokens = response_loss(self.model, batch)
-        self._step_sums += torch.stack((loss.detach().double(), tokens))
+        loss, count = self.head.loss(self.model, batch)
+        self._step_sums += torch.stack((loss.detach().double(), count))
         self.step_batches.append(batch)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         devices = self.trainer.world_size
         sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum") if devices > 1 else self._step_sums
-        loss_sum, tokens = sums.tolist()
+        loss_sum, count = sums.tolist()
         self._reset_step_sums()
-        loss = loss_sum / max(tokens, 1.0)
+        loss = loss_sum / max(count, 1.0)
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
-        torch._foreach_mul_(gradients, devices / max(tokens, 1.0))  # DDP and FSDP average over devices: undo that
+        torch._foreach_mul_(gradients, devices / max(count, 1.0))  # DDP and FSDP average over devices: undo that
         norm = torch.nn.utils.get_total_norm(gradients).item()
         step = self.global_step + 1
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -106,7 +89,7 @@ class AdapterModule(LightningModule):
             )
         self.step_batches.clear()
         self._epoch_sums[0] += loss_sum
-        self._epoch_sums[1] += tokens
+        self._epoch_sums[1] += count
         self.summary["train/loss"] = loss
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if step == 1 or step % self.trainer.log_every_n_steps == 0:
@@ -114,14 +97,14 @@ class AdapterModule(LightningModule):
                 "train/loss": loss,
                 "train/gradient_norm": norm,
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
-                "train/response_tokens": tokens,
+                f"train/{self.head.counted}": count,
             }
             self.log_row(row, step)
 
     def on_train_epoch_end(self) -> None:
-        loss_sum, tokens = self._epoch_sums
+        loss_sum, count = self._epoch_sums
         self._epoch_sums = [0.0, 0.0]
-        self._log_summary({"train/epoch_loss": loss_sum / max(tokens, 1.0)})
+        self._log_summary({"train/epoch_loss": loss_sum / max(count, 1.0)})
 
     def _reset_step_sums(self) -> None:
         # float64: exact for the counts, and no rounding when many micro-batches are added
@@ -144,15 +127,18 @@ class AdapterModule(LightningModule):
 
     def _update(self, metric: MeanMetric, batch: dict[str, Tensor]) -> None:
         with uncompiled(self.model):
-            loss, tokens = response_loss(self.model, batch)
-        if tokens:
-            metric.update(loss / tokens, tokens)
+            loss, count = self.head.loss(self.model, batch)
+        if count:
+            metric.update(loss / count, count)
 
     def _log_loss(self, name: str, metric: MeanMetric) -> None:
         loss = metric.compute().item()
         metric.reset()
-        # exp overflows beyond 709 nats, where a perplexity says nothing any more
-        self._log_summary({f"{name}/loss": loss, f"{name}/perplexity": math.exp(min(loss, 700.0))})
+        metrics = {f"{name}/loss": loss}
+        if self.head.perplexity:
+            # exp overflows beyond 709 nats, where a perplexity says nothing any more
+            metrics[f"{name}/perplexity"] = math.exp(min(loss, 700.0))
+        self._log_summary(metrics)
 
     # --- logging ----------------------------------------------------------------------------------------------------
 
@@ -171,8 +157,12 @@ class AdapterModule(LightningModule):
     def configure_optimizers(self) -> dict:
         config, data = self.optimizer_config, self.trainer.datamodule
         peak = config.learning_rate(data.batches.global_batch_size)
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trainable, lr=peak, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        prompts = [p for adapter in adapters(self.model).values() for p in adapter.parameters() if p.requires_grad]
+        others = list(other_trainable(self.model).values())
+        # A group without parameters is left out; the first one's rate is what the rows of metrics tell.
+        groups = [{"params": prompts, "lr": peak}, {"params": others, "lr": peak * config.other_rate_factor}]
+        groups = [group for group in groups if group["params"]]
+        optimizer = AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         # Not `trainer.estimated_stepping_batches`: it makes the loader, before Lightning has restored its position.
         epochs = data.epochs(self.trainer.max_epochs, self.trainer.max_steps)
         factor = schedule(config, peak=peak, epochs=epochs, epoch_fraction=data.epoch_fraction)

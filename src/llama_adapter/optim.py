@@ -17,6 +17,8 @@ class OptimizerConfig:
         warmup_epochs: epochs of linear warm-up from 0; may be a fraction.
         weight_decay: on prompts and gates alike, as in the authors' run.
         betas: of AdamW.
+        other_rate_factor: learning rate of what is trained besides prompts and gates (a head, the projection of
+            images), as a multiple of theirs. Prompts start at N(0, 1) and take larger steps than weights do.
     """
 
     base_learning_rate: float = 9e-3
@@ -24,10 +26,11 @@ class OptimizerConfig:
     warmup_epochs: float = 2.0
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
+    other_rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
         self.betas = tuple(self.betas)
-        for key in ("base_learning_rate", "min_learning_rate", "warmup_epochs", "weight_decay"):
+        for key in ("base_learning_rate", "min_learning_rate", "warmup_epochs", "weight_decay", "other_rate_factor"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ValueError(f"optimizer.{key} must be a finite number of at least 0, got {getattr(self, key)}.")
         if not self.base_learning_rate:

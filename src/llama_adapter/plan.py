@@ -3,128 +3,13 @@
 Nothing is loaded: the numbers come from the configuration, so a run on eight devices can be planned on a laptop.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import ceil
 
+from llama_adapter.architecture import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware, VisionConfig
+
 GIB = 2**30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ACTIVATION_CHECKPOINTING = ("layer", "attention", "products")  # what is kept of a layer, see layer_modes.KEPT
-QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5}  # per weight of a quantised projection; scales add a few per cent
-
-
-@dataclass
-class Architecture:
-    """The shape of a decoder, as far as its parameters and memory depend on it.
-
-    Args:
-        hidden_size: C.
-        intermediate_size: width of the MLP.
-        layers: N.
-        heads: H.
-        key_value_heads: G; fewer than H where they are grouped.
-        head_size: D.
-        vocabulary_size: V.
-        tied_embeddings: whether the head is the embedding.
-        projection_biases: biases on query, key and value (Qwen2).
-        max_positions: the longest sequence it was made for.
-    """
-
-    hidden_size: int = 0
-    intermediate_size: int = 0
-    layers: int = 0
-    heads: int = 0
-    key_value_heads: int = 0
-    head_size: int = 0
-    vocabulary_size: int = 0
-    tied_embeddings: bool = False
-    projection_biases: bool = False
-    max_positions: int = 0
-
-    @classmethod
-    def from_config(cls, config) -> "Architecture":
-        """From a transformers config."""
-        from llama_adapter.backbones import family_of  # torch and transformers take seconds to import
-
-        return cls(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            key_value_heads=config.num_key_value_heads,
-            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            vocabulary_size=config.vocab_size,
-            tied_embeddings=config.tie_word_embeddings,
-            projection_biases=family_of(config).projection_biases or getattr(config, "attention_bias", False),
-            max_positions=config.max_position_embeddings,
-        )
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of one layer's projections: what quantisation packs."""
-        attention = self.hidden_size * self.head_size * (2 * self.heads + 2 * self.key_value_heads)
-        return attention + 3 * self.hidden_size * self.intermediate_size
-
-    @property
-    def parameters(self) -> int:
-        biases = self.head_size * (self.heads + 2 * self.key_value_heads) if self.projection_biases else 0
-        embeddings = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        norms = (2 * self.layers + 1) * self.hidden_size
-        return self.layers * (self.layer_weights + biases) + embeddings + norms
-
-
-@dataclass
-class VisionConfig:
-    """A CLIP tower and the projection of its features to what is added to the prompts (Eq. 9-10 of the paper).
-
-    Args:
-        path: folder of a CLIP model, or of its vision tower, in the Hugging Face layout; empty for text alone.
-        channels: of the tower's layers; for plans without the weights.
-        layers: whose class tokens are read, from 1 to the tower's number of layers.
-        patch_mean: whether the mean of the other tokens of each layer is read too.
-        projection_width: of the bottleneck; 67 gives LLaMA-7B with ViT-L/14 the paper's 0.56M parameters.
-    """
-
-    path: str = ""
-    channels: int = 0
-    layers: list[int] = field(default_factory=list)
-    patch_mean: bool = False
-    projection_width: int = 67
-
-    def __post_init__(self) -> None:
-        if self.projection_width < 1:
-            raise ValueError(f"model.vision.projection_width must be at least 1, got {self.projection_width}.")
-
-    def parameters(self, hidden_size: int) -> int:
-        """Of the projection: two linear layers with biases."""
-        features = len(self.layers) * self.channels * (2 if self.patch_mean else 1)
-        return (features + 1) * self.projection_width + (self.projection_width + 1) * hidden_size
-
-
-@dataclass
-class Hardware:
-    """What the devices of a trainer are.
-
-    Args:
-        name: for people.
-        memory_gib: memory of one device; 0 when it is not known.
-        peak_tflops: of one device in the precision of the matrix products, in 10^12 floating point operations per
-            second; None for unknown.
-        shards_weights: whether the frozen weights are divided among the devices (FSDP2) or whole on each.
-        threads: of the CPU that torch computes with; None for as many as it chooses.
-    """
-
-    name: str = ""
-    memory_gib: float = 0.0
-    peak_tflops: float | None = None
-    shards_weights: bool = False
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"hardware.threads must be at least 1, or null for all, got {self.threads}.")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"hardware.peak_tflops must be above 0, or null where unknown, got {self.peak_tflops}.")
 
 
 @dataclass
@@ -154,14 +39,21 @@ class Plan:
     quantization: str | None
     activation_checkpointing: str | None
     vision: VisionConfig | None
+    trained: str
+    head_outputs: int
     warnings: list[str] = field(default_factory=list)
 
     @property
     def trainable_parameters(self) -> int:
-        """K x L x C prompts and L x H gates, and the projection of images."""
+        """K x L x C prompts and L x H gates, the projection of images and the head of an encoder."""
         shape = self.architecture
-        adapter = self.prompt_layers * (self.prompt_length * shape.hidden_size + shape.heads)
-        return adapter + (self.vision.parameters(shape.hidden_size) if self.vision else 0)
+        of_task = self.vision.parameters(shape.hidden_size) if self.vision else 0
+        of_task += shape.head_parameters(self.head_outputs) if self.head_outputs else 0
+        if self.trained == "head":
+            return of_task
+        if self.trained == "all":
+            return of_task + shape.parameters
+        return of_task + self.prompt_layers * (self.prompt_length * shape.hidden_size + shape.heads)
 
     def memory(self) -> dict[str, float]:
         """Bytes on one device while training, by part; an estimate for the longest batch, without fragmentation.
@@ -170,6 +62,8 @@ class Plan:
         nothing (their gradient needs the weight alone), so it is the two norms' float32 inputs, query, key, value and
         output of the attention, output of the prompt half, a log-sum-exp of each, and gate, activation and product of
         the MLP. Layers below the adapted ones keep nothing. Flat rows need less: the longest batch is padded here.
+        An encoder's layer keeps its norms' inputs in the weights' dtype, and the one input of its activation. A linear
+        probe keeps nothing; full fine-tuning keeps in all layers, the inputs of all projections too.
         With activation checkpointing a layer keeps its input and what was chosen, and one layer at a time is whole.
         """
         shape, size = self.architecture, DTYPE_BYTES[self.dtype]
@@ -179,24 +73,31 @@ class Plan:
             weights = weights / self.devices + 2 * shape.layer_weights * size  # two layers are gathered at a time
         attention_width = shape.heads * shape.head_size
         key_width, mlp_width = shape.key_value_heads * shape.head_size, shape.intermediate_size
-        of_layer = 2 * 4 * shape.hidden_size + size * (3 * attention_width + 2 * key_width + 3 * mlp_width)
-        of_layer += shape.heads * 2 * 4
+        of_attention = size * (3 * attention_width + 2 * key_width) + shape.heads * 2 * 4
+        if shape.encoder_parameters:
+            of_layer = size * (2 * shape.hidden_size + mlp_width) + of_attention
+        else:
+            of_layer = size * 3 * mlp_width + 2 * 4 * shape.hidden_size + of_attention
+        layers = {"adapter": self.prompt_layers, "head": 0, "all": shape.layers}[self.trained]
+        if self.trained == "all":
+            of_layer += size * (2 * shape.hidden_size + attention_width + mlp_width)
         kept = {"layer": size * shape.hidden_size}
         kept["attention"] = kept["layer"] + 2 * (size * attention_width + 4 * shape.heads)
         kept["products"] = kept["attention"] + size * (attention_width + 2 * key_width + 2 * mlp_width)
         kept["products"] += size * 2 * shape.hidden_size  # outputs of o_proj and down_proj
         if self.activation_checkpointing is None:
-            per_token = self.prompt_layers * of_layer
+            per_token = layers * of_layer
         else:
-            per_token = self.prompt_layers * kept[self.activation_checkpointing] + of_layer
+            per_token = layers * kept[self.activation_checkpointing] + of_layer
         tokens = self.micro_batch_size * self.max_length
         if self.max_tokens is not None:
             tokens = min(tokens, max(self.max_tokens, self.max_length))
         answer_share = 0.5  # half of an example's tokens are trained, more or less; logits exist for those alone
+        logits = 0.0 if shape.encoder_parameters else answer_share * tokens * shape.vocabulary_size * (2 * 4 + 2 * size)
         return {
             "weights": weights,
             "activations": per_token * tokens,
-            "logits": answer_share * tokens * shape.vocabulary_size * (2 * 4 + 2 * size),
+            "logits": logits,
             "adapter and optimizer": self.trainable_parameters * 4 * 4,  # value, gradient and AdamW's two moments
         }
 
@@ -212,9 +113,7 @@ class Plan:
             ("model", f"{self.model}: {frozen}"),
             (
                 "trainable parameters",
-                f"{self.trainable_parameters:,} (K={self.prompt_length}, L={self.prompt_layers} of {shape.layers} "
-                f"layers{', and the projection of images' if self.vision else ''}), total "
-                f"{shape.parameters + self.trainable_parameters:,}",
+                f"{self.trainable_parameters:,} ({self._trained()}), total {self._total():,}",
             ),
             (
                 "global batch",
@@ -235,6 +134,19 @@ class Plan:
             ("memory per device", f"about {total / GIB:.2f}{room} GiB ({parts})"),
             *(("warning", warning) for warning in self.warnings),
         ]
+
+    def _trained(self) -> str:
+        if self.trained == "head":
+            return "the head alone"
+        if self.trained == "all":
+            return "all weights"
+        parts = [f"K={self.prompt_length}, L={self.prompt_layers} of {self.architecture.layers} layers"]
+        parts += ["and the projection of images"] if self.vision else []
+        parts += ["and the head"] if self.head_outputs else []
+        return ", ".join(parts)
+
+    def _total(self) -> int:
+        return self.trainable_parameters + (0 if self.trained == "all" else self.architecture.parameters)
 
     def _micro_batch(self) -> str:
         if self.max_tokens is None:
@@ -264,6 +176,7 @@ def make_plan(
     activation_checkpointing: str | None = None,
     vision: VisionConfig | None = None,
     accumulation: int | None = None,
+    head_outputs: int = 0,
 ) -> Plan:
     """Joins what the nodes of a configuration say, and refuses what does not fit together.
 
@@ -277,6 +190,7 @@ def make_plan(
         activation_checkpointing: one of `ACTIVATION_CHECKPOINTING`, or None.
         vision: of a model that is trained with images.
         accumulation: micro-batches of a step on each device, where the data have been counted; None estimates it.
+        head_outputs: of an encoder's head: 2 for spans, or the number of classes.
 
     Raises:
         ValueError: more adapted layers than the model has, a length it was not made for, or a global batch that the
@@ -287,7 +201,7 @@ def make_plan(
             f"adapter.prompt_layers is {adapter.prompt_layers}, but {model} has {architecture.layers} layers. "
             f"Choose 1 to {architecture.layers}."
         )
-    if max_length > architecture.max_positions:
+    if architecture.max_positions and max_length > architecture.max_positions:
         raise ValueError(
             f"task.data.max_length is {max_length}, but {model} was made for {architecture.max_positions} tokens. "
             f"Choose at most {architecture.max_positions}."
@@ -337,6 +251,8 @@ def make_plan(
         quantization=quantization,
         activation_checkpointing=activation_checkpointing,
         vision=vision,
+        trained=adapter.trained,
+        head_outputs=head_outputs,
         warnings=warnings,
     )
     needed = sum(plan.memory().values()) / GIB
@@ -346,9 +262,3 @@ def make_plan(
             "data.micro_batch_size or data.max_tokens, shard the weights, or quantise the model"
         )
     return plan
-
-
-def difference(architecture: Architecture, declared: Mapping[str, object]) -> str:
-    """Where a loaded model's shape differs from the one its config file declares; empty when it does not."""
-    pairs = [(f.name, getattr(architecture, f.name), declared.get(f.name)) for f in fields(architecture)]
-    return ", ".join(f"{name} is {found}, declared {said}" for name, found, said in pairs if said and said != found)

@@ -13,15 +13,22 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from llama_adapter.attach import adapters
-from llama_adapter.examples import IGNORED, TokenCounts
-from llama_adapter.plan import Architecture
+from llama_adapter.architecture import Architecture
+from llama_adapter.attach import adapters, trained_of
+from llama_adapter.examples import TokenCounts
 
 GIB = 2**30
 
 
 def training_flops(
-    shape: Architecture, *, prompt_length: int, prompt_layers: int, tokens: int, attended: int, trained: int
+    shape: Architecture,
+    *,
+    prompt_length: int,
+    prompt_layers: int,
+    tokens: int,
+    attended: int,
+    trained: int,
+    trains: str = "adapter",
 ) -> float:
     """Floating point operations of one forward and backward pass; a multiplication with its addition counts as two.
 
@@ -34,7 +41,8 @@ def training_flops(
     sees: 4 D H forward, twice that backward. The prompts are K keys more for every token. They also pass the key and
     value projections themselves, K tokens in every adapted layer, forward and backward.
 
-    The head is applied to the trained positions only. Embeddings, norms, rotations and activations are left out.
+    A language model's head is applied to the trained positions only; an encoder's, thousands of times smaller, is left
+    out, as are embeddings, norms, rotations and activations.
 
     Args:
         shape: of the frozen model.
@@ -42,19 +50,25 @@ def training_flops(
         tokens: that are computed, padding left out, shared prefixes once.
         attended: pairs of a query and a key that it sees, see `TokenCounts`.
         trained: response tokens.
+        trains: see `AdapterConfig.trained`; a linear probe has no backward pass, full fine-tuning one through all
+            layers, in which a weight costs 4, not 2.
     """
     width, query_width = shape.hidden_size, shape.heads * shape.head_size
     key_width = shape.key_value_heads * shape.head_size
-    mlp, output = 3 * width * shape.intermediate_size, query_width * width
+    mlp, output = shape.mlp_projections * width * shape.intermediate_size, query_width * width
     query_key_value = width * (query_width + 2 * key_width)
     forward = 2 * shape.layers * (mlp + output + query_key_value) * tokens
-    backward = 2 * (prompt_layers * (mlp + output) + (prompt_layers - 1) * query_key_value) * tokens
     of_pair = 4 * query_width
+    head = 0 if shape.encoder_parameters else 2 * trained * shape.vocabulary_size * width
+    if trains == "head":
+        return float(forward + of_pair * attended * shape.layers)
+    if trains == "all":
+        return float(3 * (forward + of_pair * attended * shape.layers + head))
+    backward = 2 * (prompt_layers * (mlp + output) + (prompt_layers - 1) * query_key_value) * tokens
     words = of_pair * attended * (shape.layers + 2 * (prompt_layers - 1))
     prompts = of_pair * tokens * prompt_length * prompt_layers * 3
     projected_prompts = 2 * prompt_length * prompt_layers * 2 * width * key_width * 2
-    head = 2 * 2 * trained * shape.vocabulary_size * width
-    return float(forward + backward + words + prompts + projected_prompts + head)
+    return float(forward + backward + words + prompts + projected_prompts + 2 * head)
 
 
 class Throughput(Callback):
@@ -82,9 +96,10 @@ class Throughput(Callback):
         adapted = adapters(module.model)
         self._shape = Architecture.from_config(module.model.config)
         self._prompt_length, self._prompt_layers = len(next(iter(adapted.values())).prompt), len(adapted)
+        self._trains = trained_of(module.model)
         self._peak = self.peak_tflops and self.peak_tflops * 1e12
         if self._peak is None and module.device.type == "cuda":
-            self._peak = get_available_flops(module.device, module.model.get_input_embeddings().weight.dtype)
+            self._peak = get_available_flops(module.device, module.model.dtype)
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(module.device)
         self._window, self._run = (torch.zeros(6, dtype=torch.float64) for _ in range(2))
@@ -104,7 +119,7 @@ class Throughput(Callback):
         counts: TokenCounts = batch["counts"]
         now = time.perf_counter()  # a step has read its loss, so the device is done with it
         seconds, self._clock = now - self._clock, now
-        trained = int((batch["labels"] != IGNORED).sum())
+        trained = module.head.trained(batch)
         flops = training_flops(
             self._shape,
             prompt_length=self._prompt_length,
@@ -112,6 +127,7 @@ class Throughput(Callback):
             tokens=counts.computed - counts.padding,
             attended=counts.attended,
             trained=trained,
+            trains=self._trains,
         )
         figures = torch.tensor(
             [seconds, counts.useful, trained, counts.computed, counts.padding, flops], dtype=torch.float64
@@ -140,7 +156,7 @@ class Throughput(Callback):
         seconds /= devices
         figures = {
             "throughput/useful_tokens_per_second": useful / seconds,
-            "throughput/response_tokens_per_second": trained / seconds,
+            f"throughput/{module.head.counted}_per_second": trained / seconds,
             # above 1 where a shared prefix is computed once for many examples
             "throughput/useful_share": useful / computed,
             "throughput/prefix_tokens_saved": useful - (computed - padding),

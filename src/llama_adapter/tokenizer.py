@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # `org/name`, as on huggingface.co
 logger = logging.getLogger(__name__)
@@ -152,6 +152,22 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         f"No file or folder {place}. A tokenizer is a folder with tokenizer.model or tokenizer.json, or one of these "
         "files. Set model.tokenizer to it."
     )
+
+
+def load_fast_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of an encoder, which tells where in the text each piece stands.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it cannot tell places.
+    """
+    backend = load_tokenizer(path).backend
+    if not getattr(backend, "is_fast", False):
+        raise ValueError(
+            f"The tokenizer in {path} does not tell where its pieces stand in a text. Use the one of the encoder, a "
+            "folder with tokenizer.json."
+        )
+    return backend
 
 
 def is_hub_id(path: str | Path) -> bool:

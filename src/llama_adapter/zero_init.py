@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 GATE_ACTIVATIONS = ("tanh", "identity")
 GATE_INITS = ("zero", "random")
+TRAINED = ("adapter", "head", "all")
 
 
 @dataclass
@@ -29,6 +30,9 @@ class AdapterConfig:
         gate_activation: `tanh` (Eq. 7), or `identity` as in the first print and the authors' inference code.
         gate_init: `zero` leaves the frozen model untouched at the start; `random`, N(0, 1), is the paper's ablation.
         prompt_init_std: standard deviation of the prompts at the start (authors' code: 1).
+        trained: `adapter`: prompts and gates, and the task's head or projection of images where it has one. For
+            comparison, `head`: that head alone, a linear probe; `all`: the head and every weight of the frozen model,
+            full fine-tuning. In both the gates stay at zero, so the prompts do nothing.
     """
 
     prompt_length: int = 10
@@ -36,6 +40,7 @@ class AdapterConfig:
     gate_activation: str = "tanh"
     gate_init: str = "zero"
     prompt_init_std: float = 1.0
+    trained: str = "adapter"
 
     def __post_init__(self) -> None:
         for key in ("prompt_length", "prompt_layers"):
@@ -50,6 +55,13 @@ class AdapterConfig:
             )
         if self.gate_init not in GATE_INITS:
             raise ValueError(f"adapter.gate_init is {self.gate_init!r}. Choose {' or '.join(GATE_INITS)}.")
+        if self.trained not in TRAINED:
+            raise ValueError(f"adapter.trained is {self.trained!r}. Choose {', '.join(TRAINED)}.")
+        if self.trained != "adapter" and self.gate_init != "zero":
+            raise ValueError(
+                f"adapter.trained={self.trained} leaves the gates where they start, but adapter.gate_init is "
+                f"{self.gate_init}. Set it to zero."
+            )
         if not 0 <= self.prompt_init_std < float("inf"):
             raise ValueError(
                 f"adapter.prompt_init_std must be a finite number of at least 0, got {self.prompt_init_std}."

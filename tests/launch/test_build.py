@@ -6,10 +6,10 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from llama_adapter.architecture import Architecture
 from llama_adapter.csv_logger import RunCsvLogger
-from llama_adapter.launch import build
+from llama_adapter.launch import build, models, nodes
 from llama_adapter.launch.schema import register_schemas
-from llama_adapter.plan import Architecture
 from llama_adapter.run_checkpoint import RunCheckpoint
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import ROOT, tiny_model
@@ -33,14 +33,14 @@ def tiny(world: TinyWorld, *overrides: str) -> DictConfig:
 
 
 def test_a_node_becomes_its_dataclass():
-    node = build.node(config("adapter.prompt_length=4", "adapter.prompt_layers=3"), "adapter")
-    assert node == AdapterConfig(prompt_length=4, prompt_layers=3)
-    assert isinstance(build.node(config(), "optimizer").betas, tuple)
+    given = nodes.node(config("adapter.prompt_length=4", "adapter.prompt_layers=3"), "adapter")
+    assert given == AdapterConfig(prompt_length=4, prompt_layers=3)
+    assert isinstance(nodes.node(config(), "optimizer").betas, tuple)
 
 
 def test_a_node_that_names_nothing():
     with pytest.raises(ValueError, match="^callbacks: Error locating target 'llama_adapter.nothing'"):
-        build.node(DictConfig({"callbacks": {"_target_": "llama_adapter.nothing"}}), "callbacks")
+        nodes.node(DictConfig({"callbacks": {"_target_": "llama_adapter.nothing"}}), "callbacks")
 
 
 def test_the_paper_run_is_planned_without_weights(no_weights):
@@ -91,9 +91,9 @@ def test_a_plan_refuses_what_does_not_fit_together(overrides, message, no_weight
 
 
 def test_the_architecture_comes_from_the_weights_where_they_are(world, tmp_path):
-    found = build.architecture_of(build.model_config(tiny(world)))
+    found = models.architecture_of(models.model_config(tiny(world)))
     assert (found.hidden_size, found.layers, found.heads) == (32, 3, 4)
-    declared = build.architecture_of(build.model_config(config("model=llama_7b", f"model.path={tmp_path}/none")))
+    declared = models.architecture_of(models.model_config(config("model=llama_7b", f"model.path={tmp_path}/none")))
     assert (declared.hidden_size, declared.layers) == (4096, 32)
     assert isinstance(declared, Architecture)
 
@@ -105,20 +105,20 @@ def test_missing_weights(no_weights, world, tmp_path):
     )
     nowhere = tiny(world, f"model.path={tmp_path}/none", f"model.tokenizer={world.model}")
     for look in (
-        lambda: build.architecture_of(build.model_config(nowhere)),
-        lambda: build.backbone(nowhere),
+        lambda: models.architecture_of(models.model_config(nowhere)),
+        lambda: models.backbone(nowhere),
     ):
         with pytest.raises(FileNotFoundError) as error:
             look()
         assert str(error.value) == message
     with pytest.raises(FileNotFoundError) as error:
-        build.tokenizer(tiny(world, f"model.path={tmp_path}/none"))
+        models.tokenizer(tiny(world, f"model.path={tmp_path}/none"))
     assert str(error.value) == f"No tokenizer at {tmp_path}/none. Set model.tokenizer=<file or folder>. {message}"
 
 
 def test_a_missing_tokenizer_beside_weights(world, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        build.tokenizer(tiny(world, f"model.tokenizer={tmp_path}/none"))
+        models.tokenizer(tiny(world, f"model.tokenizer={tmp_path}/none"))
     assert str(error.value) == f"No tokenizer at {tmp_path}/none. Set model.tokenizer=<file or folder>."
 
 
@@ -126,7 +126,7 @@ def test_a_tokenizer_with_more_ids_than_embeddings(world, tmp_path, no_weights):
     tiny_model("llama", vocab_size=100).save_pretrained(tmp_path)
     given = tiny(world, f"model.path={tmp_path}", f"model.tokenizer={world.model}")
     with pytest.raises(ValueError) as error:
-        build.backbone(given)
+        models.backbone(given)
     assert str(error.value) == (
         f"The tokenizer {world.model} has 340 ids, but the model has embeddings for 100. "
         "Set model.tokenizer to the tokenizer that the model was trained with."
@@ -184,12 +184,12 @@ def test_an_adapter_is_checked_before_weights_are_read(world, tmp_path, no_weigh
     save_adapter(other, tmp_path)
     given = tiny(world, f"adapter_path={tmp_path}")
     with pytest.raises(ValueError, match="does not fit this backbone: hidden_size 16 in the adapter, 32 in the model"):
-        build.adapted_backbone(given)
+        models.adapted_backbone(given)
 
 
 def test_a_plan_of_the_real_data_counts_it(world):
     given = tiny(world, "data.global_batch_size=4", "data.max_tokens=60")
-    data = build.data_module(given, build.tokenizer(given))
+    data = build.data_module(given, models.tokenizer(given))
     plan = build.plan_run(given, data)
     assert plan.examples == len(data.train_dataset) != build.plan_run(given).examples
     assert plan.steps == 2 * plan.steps_per_epoch

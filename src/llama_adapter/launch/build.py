@@ -1,18 +1,15 @@
 """Configuration to objects, and the checks that join two nodes: all of them before any weight is loaded."""
 
 import importlib.util
-import logging
-import re
-from collections.abc import Iterable
-from dataclasses import fields
-from pathlib import Path
+from math import ceil
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from llama_adapter.launch.schema import ModelConfig, check_keys, suggestion
-from llama_adapter.plan import Architecture, Plan, VisionConfig, difference, make_plan
+from llama_adapter.batches import BatchConfig
+from llama_adapter.launch.models import architecture_of, head_outputs, model_config, vision_of
+from llama_adapter.launch.nodes import node
+from llama_adapter.launch.schema import check_keys
+from llama_adapter.plan import Plan, make_plan
 
 # The numbers of nodes without a schema that a plan needs, and the smallest value of each.
 WHOLE_NUMBERS = {
@@ -25,70 +22,6 @@ WHOLE_NUMBERS = {
 }
 
 OWN_TRAINER_KEYS = ("compile", "activation_checkpointing")  # `prepare_layers` reads them, Lightning does not know them
-
-log = logging.getLogger(__name__)
-
-
-def node(config: DictConfig, name: str, **values: object) -> object:
-    """Builds one node from plain values.
-
-    Args:
-        config: the parent.
-        name: of the node.
-        values: further arguments, handed over as they are (Hydra would turn a dataclass into a config).
-
-    Raises:
-        ValueError: an argument that the constructor does not have; or the constructor's own error.
-    """
-    try:
-        factory = instantiate(config[name], _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        raise ValueError(f"{name}: {error}") from error
-    try:
-        return factory(**values)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ValueError(f"{name}: {error}.{_nearest_key(error, config[name])}") from error
-
-
-def _nearest_key(error: TypeError, known: Iterable[str]) -> str:
-    surplus = re.search(r"unexpected keyword argument '([^']+)'", str(error))
-    return suggestion(surplus[1], {*known} - {surplus[1]}) if surplus else ""
-
-
-def model_config(config: DictConfig) -> ModelConfig:
-    """The model's node, its architecture as a plain dataclass."""
-    values = OmegaConf.to_container(config.model, resolve=True)
-    values.pop("_target_")
-    architecture, vision = values["architecture"], values["vision"]
-    for name, node, given in (
-        ("model", ModelConfig, values),
-        ("model.architecture", Architecture, architecture),
-        ("model.vision", VisionConfig, vision),
-    ):
-        known = {f.name for f in fields(node)}
-        if surplus := sorted(given.keys() - known):
-            raise ValueError(f"Unknown key '{name}.{surplus[0]}'.{suggestion(surplus[0], known)}")
-    nodes = {"architecture": Architecture(**architecture), "vision": VisionConfig(**vision)}
-    return ModelConfig(**{**values, **nodes})
-
-
-def vision_of(config: DictConfig) -> VisionConfig | None:
-    """The tower of a run with images, None for one with text alone.
-
-    Raises:
-        ValueError: the task has images, but the model has no tower.
-    """
-    if not config.task.data.get("images", False):
-        return None
-    vision = model_config(config).vision
-    if not vision.path:
-        raise ValueError(
-            f"task={config.task.name} has images, but model={config.model.name} has no vision tower. Choose a model "
-            "with one (model=llama_7b_clip), set model.vision.path, or task.data.images=false for text alone."
-        )
-    return vision
 
 
 def device_count(config: DictConfig) -> int:
@@ -105,35 +38,6 @@ def device_count(config: DictConfig) -> int:
     raise ValueError(f"trainer.devices is {devices!r}. Give their number, or a list of their indices.")
 
 
-def architecture_of(model: ModelConfig) -> Architecture:
-    """From the weights' folder where it is there, else from the config file.
-
-    Raises:
-        FileNotFoundError: neither says it.
-    """
-    if not Path(model.path).is_dir():
-        if model.architecture.layers:
-            return model.architecture
-        raise FileNotFoundError(missing_weights(model))
-    from llama_adapter.loading import backbone_config  # transformers takes seconds to import
-
-    found = Architecture.from_config(backbone_config(model.path))
-    differing = difference(found, vars(model.architecture)) if model.architecture.layers else ""
-    if differing:
-        log.warning(
-            "The weights in %s have another shape than model=%s: %s. Theirs is used.", model.path, model.name, differing
-        )
-    return found
-
-
-def missing_weights(model: ModelConfig) -> str:
-    """What to do when the weights of a model are not there."""
-    return (
-        f"No weights of {model.name} at {model.path}. Set model.path=<folder> (Hugging Face layout, or Meta's with "
-        "params.json), or LLAMA_ADAPTER_WEIGHTS to the folder that holds it."
-    )
-
-
 def plan_run(config: DictConfig, data=None) -> Plan:
     """The plan of a run.
 
@@ -148,33 +52,39 @@ def plan_run(config: DictConfig, data=None) -> Plan:
     _check_whole_numbers(config)
     _check_in_process_sweep(config)
     model, devices, accumulation = model_config(config), device_count(config), None
-    examples, tokens_per_example = config.task.examples, config.task.tokens_per_example
+    shape = architecture_of(model)
+    # Images are all of one length, which the model says.
+    examples, tokens_per_example = config.task.examples, config.task.tokens_per_example or shape.image_tokens
     if data is not None:
         examples, tokens_per_example = len(data.train_dataset), data.train_dataset.tokens / len(data.train_dataset)
         accumulation = data.accumulation(devices, data.epochs(config.trainer.max_epochs, config.trainer.max_steps))
     return make_plan(
         model=model.name,
-        architecture=architecture_of(model),
+        architecture=shape,
         hardware=node(config, "hardware"),
         adapter=node(config, "adapter"),
-        batches=node(config, "data"),
+        batches=batches_of(config),
         optimizer=node(config, "optimizer"),
         devices=devices,
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         examples=examples,
         tokens_per_example=tokens_per_example,
-        max_length=config.task.data.max_length,
+        max_length=config.task.data.get("max_length") or ceil(tokens_per_example),
         dtype=model.dtype,
         quantization=model.quantization,
         activation_checkpointing=config.trainer.activation_checkpointing,
         vision=vision_of(config),
         accumulation=accumulation,
+        head_outputs=head_outputs(config),
     )
 
 
 def _check_whole_numbers(config: DictConfig) -> None:
     for key, least in WHOLE_NUMBERS.items():
+        parent, _, name = key.rpartition(".")
+        if parent and name not in OmegaConf.select(config, parent):
+            continue  # a task of images has no max_length
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{key} must be a whole number of at least {least}, got {value!r}.")
@@ -193,26 +103,17 @@ def _check_in_process_sweep(config: DictConfig) -> None:
     )
 
 
-def tokenizer(config: DictConfig):
-    """The model's tokenizer.
-
-    Raises:
-        FileNotFoundError: it is not there; says what to set.
-    """
-    from llama_adapter.loading import is_hub_id
-    from llama_adapter.tokenizer import load_tokenizer
-
-    model = model_config(config)
-    path = Path(model.tokenizer)
-    if not path.exists() and not is_hub_id(model.tokenizer):
-        hint = "" if Path(model.path).is_dir() else f" {missing_weights(model)}"
-        raise FileNotFoundError(f"No tokenizer at {path}. Set model.tokenizer=<file or folder>.{hint}")
-    return load_tokenizer(model.tokenizer)
+def batches_of(config: DictConfig) -> BatchConfig:
+    """Sizes of batches; rows for an encoder, whatever the trainer's file says of flat ones."""
+    batches = node(config, "data")
+    return batches if config.task.get("head", "language") == "language" else batches.rows()
 
 
 def data_module(config: DictConfig, tokenizer):
     """The task's DataModule, set up: the data is read and encoded."""
-    options = {"tokenizer": tokenizer, "batches": node(config, "data"), "seed": config.seed}
+    options = {"tokenizer": tokenizer, "batches": batches_of(config), "seed": config.seed}
+    if config.task.get("head") == "classification":
+        options["model_image_size"] = architecture_of(model_config(config)).image_size
     if vision := vision_of(config):
         from llama_adapter.images import ImageFeatures, feature_settings
 
@@ -223,78 +124,6 @@ def data_module(config: DictConfig, tokenizer):
     data = node(config.task, "data", **options)
     data.setup()
     return data
-
-
-def backbone(config: DictConfig):
-    """The frozen model.
-
-    Raises:
-        FileNotFoundError: the weights are not there.
-        ValueError: the tokenizer has ids that the model has no embedding for.
-    """
-    from llama_adapter.loading import is_hub_id, load_backbone
-
-    model = model_config(config)
-    if not Path(model.path).is_dir() and not is_hub_id(model.path):
-        raise FileNotFoundError(missing_weights(model))
-    return load_backbone(model.path, dtype=model.dtype, quantization=model.quantization, tokenizer=model.tokenizer)
-
-
-def image_backbone(config: DictConfig):
-    """The frozen model, with the tower and its projection where the run has images."""
-    vision = vision_of(config)
-    if vision is None:
-        return backbone(config)
-    from llama_adapter.vision import ImagePrompt, attach_images, load_tower, tower_config
-
-    tower = None if config.task.get("features") else load_tower(vision.path)
-    model = backbone(config)
-    image_prompt = ImagePrompt(
-        tower_config(vision.path),
-        tower,
-        hidden_size=model.config.hidden_size,
-        layers=vision.layers,
-        patch_mean=vision.patch_mean,
-        projection_width=vision.projection_width,
-    )
-    return attach_images(model, image_prompt)
-
-
-def adapted_backbone(config: DictConfig):
-    """The model with the adapter at `adapter_path`, checked before any weight is loaded; bare when that is null.
-
-    Raises:
-        ValueError: the adapter is of another backbone, or not whole.
-    """
-    from llama_adapter.adapter_file import check_compatible, read_adapter
-    from llama_adapter.checkpoint import load_adapter
-    from llama_adapter.fingerprint import fingerprint_of_path
-    from llama_adapter.loading import backbone_config
-
-    if not config.adapter_path:
-        return image_backbone(config)
-    if Path(config.adapter_path).suffix == ".pth":  # the authors' files do not say what they belong to
-        adapter = node(config, "adapter")
-        return load_adapter(
-            backbone(config),
-            config.adapter_path,
-            prompt_layers=adapter.prompt_layers,
-            gate_activation=adapter.gate_activation,
-        )
-    adapter, path = read_adapter(config.adapter_path), model_config(config).path
-    if Path(path).is_dir():
-        check_compatible(adapter, backbone_config(path), fingerprint_of_path(path))
-    return load_adapter(image_backbone(config), config.adapter_path)
-
-
-def prepare_layers(config: DictConfig, model) -> None:
-    """Compiles the layers of an adapted model and limits what they keep, as `trainer` says."""
-    from llama_adapter.layer_modes import checkpoint_layers, compile_layers
-
-    if config.trainer.activation_checkpointing is not None:
-        checkpoint_layers(model, config.trainer.activation_checkpointing)
-    if config.trainer.compile:
-        compile_layers(model)
 
 
 def evaluation_trainer(config: DictConfig):

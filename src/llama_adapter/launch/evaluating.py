@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 
 from llama_adapter.attach import adapter_disabled, adapters
 from llama_adapter.files import write_json
-from llama_adapter.launch import build
+from llama_adapter.launch import build, models
+from llama_adapter.launch.nodes import node
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.schema import check_keys
 from llama_adapter.launch.training import score, start
@@ -32,12 +33,12 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     if config.predictions:
         return score_predictions(config, folder)
     start(config)
-    tokenizer = build.tokenizer(config)
+    tokenizer = models.tokenizer(config)
     data = build.data_module(config, tokenizer)
-    evaluation = build.node(config.task, "evaluation")
+    evaluation = node(config.task, "evaluation")
     if config.instructions and not hasattr(evaluation, "answer"):
         raise ValueError(f"task={config.task.name} answers no file of instructions. Leave instructions out.")
-    model = build.adapted_backbone(config)
+    model = models.adapted_backbone(config)
 
     if config.instructions:
         count = evaluation.answer(model, data, config.instructions, folder)
@@ -45,7 +46,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
         return {}
 
     trainer = build.evaluation_trainer(config)
-    module = AdapterModule(model)
+    module = AdapterModule(model, head=models.head(config))
     metrics = {}
     if adapters(model):
         metrics |= score(trainer, module, data)
@@ -69,7 +70,8 @@ def score_predictions(config: DictConfig, folder: Path) -> dict[str, float]:
     for key in ("adapter_path", "instructions"):
         if config[key]:
             raise ValueError(f"predictions are scored without a model, but {key} is {config[key]!r}. Leave one out.")
-    metrics = build.node(config.task, "scoring")(config.predictions, folder)
+    options = {"na_probs": config.na_probs} if config.na_probs else {}
+    metrics = node(config.task, "scoring")(config.predictions, folder, **options)
     write_json(folder / "metrics.json", metrics)
     log.info("Written to %s: metrics.json, scores.txt", folder)
     return metrics

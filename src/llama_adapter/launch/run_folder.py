@@ -44,16 +44,32 @@ def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
 
 
 def _check_same(before: DictConfig, now: DictConfig, folder: Path, typed: list[str]) -> None:
+    if changed := changed_key(before, now, folder, typed):
+        key, old, new = changed
+        raise ValueError(
+            f"{key} was {old!r} when {folder} was started and is {new!r} now. "
+            f"To go on with a changed value, give it: {key}=<value>."
+        )
+
+
+def changed_key(
+    before: DictConfig, now: DictConfig, folder: Path, typed: list[str]
+) -> tuple[str, object, object] | None:
+    """The first key that differs between a run's settings and those of its continuation, and its two values.
+
+    Args:
+        before, now: settings.
+        folder: of the run; where a value names it, it may have moved.
+        typed: what the user gave on the command line; these keys may differ.
+    """
     changeable = {override.split("=", 1)[0].lstrip("+~") for override in typed}
     old, new = (dict(_leaves(OmegaConf.to_container(config, resolve=True))) for config in (before, now))
     for key in sorted(old.keys() | new.keys()):
         if key.split(".")[0] in FREE or any(key == k or key.startswith(f"{k}.") for k in changeable):
             continue
         if old.get(key) != new.get(key) and str(folder) not in f"{old.get(key)} {new.get(key)}":
-            raise ValueError(
-                f"{key} was {old.get(key)!r} when {folder} was started and is {new.get(key)!r} now. "
-                f"To go on with a changed value, give it: {key}=<value>."
-            )
+            return key, old.get(key), new.get(key)
+    return None
 
 
 def _leaves(value: object, prefix: str = "") -> list[tuple[str, object]]:

@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from llama_adapter.architecture import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware, VisionConfig
 from llama_adapter.batches import BatchConfig
 from llama_adapter.optim import OptimizerConfig
-from llama_adapter.plan import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware, VisionConfig
 from llama_adapter.zero_init import AdapterConfig
 
 
@@ -25,18 +25,20 @@ class ModelConfig:
     Args:
         name: for people and for the adapter's file.
         path: folder in Hugging Face's or Meta's layout, or a hub id.
-        tokenizer: folder or file of its tokenizer.
+        tokenizer: folder or file of its tokenizer; null for a model of images.
         dtype: of the frozen weights: float32, bfloat16 or float16.
         quantization: int8, nf4 or null.
-        vision: the tower of a model that sees images.
+        dropout: whether the frozen model's own dropout is on in training.
+        vision: the tower of a language model that sees images.
         architecture: its shape, for plans without weights; checked against the weights. Empty: read from `path`.
     """
 
     name: str
     path: str
-    tokenizer: str
+    tokenizer: str | None
     dtype: str = "bfloat16"
     quantization: str | None = None
+    dropout: bool = False
     vision: VisionConfig = field(default_factory=VisionConfig)
     architecture: Architecture = field(default_factory=Architecture)
 
@@ -58,10 +60,10 @@ NODES = {
     "hardware": Hardware,
 }
 
-# Every key that train.py or evaluate.py reads; `evaluate.py` alone reads the last three.
+# Every key that train.py or evaluate.py reads; `evaluate.py` alone reads the last four.
 TOP_LEVEL = (
     *NODES, "task", "trainer", "callbacks", "logger", "seed", "output_dir", "resume", "plan", "objective", "local",
-    "adapter_path", "instructions", "predictions",
+    "adapter_path", "instructions", "predictions", "na_probs",
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from llama_adapter.attach import attach
 from llama_adapter.charts import loss_curve
 from llama_adapter.checkpoint import save_adapter
 from llama_adapter.files import write_json
-from llama_adapter.launch import build
+from llama_adapter.launch import build, models
+from llama_adapter.launch.nodes import node
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.run_folder import open_folder
 from llama_adapter.module import AdapterModule
@@ -39,15 +40,15 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     resumed = newest_checkpoint(folder / "checkpoints") if config.resume else None
     start(config)
 
-    tokenizer = build.tokenizer(config)
+    tokenizer = models.tokenizer(config)
     data = build.data_module(config, tokenizer)
     plan = build.plan_run(config, data)
     log.info("%s\n", plan)
-    evaluation = build.node(config.task, "evaluation")
+    evaluation = node(config.task, "evaluation")
     trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
-    model = attach(build.image_backbone(config), build.node(config, "adapter"))
-    module = AdapterModule(model, build.node(config, "optimizer"))
-    build.prepare_layers(config, model)
+    model = attach(models.image_backbone(config), node(config, "adapter"))
+    module = AdapterModule(model, node(config, "optimizer"), head=models.head(config), dropout=config.model.dropout)
+    models.prepare_layers(config, model)
     if resumed:
         log.info("Resuming after step %d from %s.", resumed[1], resumed[0])
 
