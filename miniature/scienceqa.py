@@ -24,7 +24,7 @@ from miniature.scenes import DRAWN, Scene, draw, scenes_of
 from miniature.world import ATTRIBUTES, VALUES, things_of
 
 SCIENCEQA_SEED = 21208
-WITH_IMAGE = {"train": 1200, "val": 80, "test": 160}
+WITH_IMAGE = {"train": 2400, "val": 80, "test": 160}
 WITHOUT_IMAGE = {"train": 240, "val": 80, "test": 160}
 MINI = 10  # one in so many problems of a split is in its small version, as officially
 THINGS_OF = {"train": "train", "val": "validation", "test": "test"}

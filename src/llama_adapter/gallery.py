@@ -70,7 +70,8 @@ def write_gallery(path: Path, cards: Sequence[Card], *, title: str, summary: str
         title: its heading.
         summary: a line below it.
     """
-    tags = list(dict.fromkeys(tag for card in cards for tag in _tags(card)))
+    verdicts = [verdict for verdict in ("right", "wrong") if any(verdict in _tags(card) for card in cards)]
+    tags = list(dict.fromkeys([*verdicts, *sorted(tag for card in cards for tag in _tags(card))]))
     buttons = "".join(f'<button data-tag="{escape(tag)}">{escape(tag)}</button>' for tag in tags)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -88,7 +89,6 @@ def _tags(card: Card) -> list[str]:
 
 
 def _article(card: Card) -> str:
-
     tags = _tags(card)
     kind = "" if card.right is None else "right" if card.right else "wrong"
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in card.facts)

@@ -94,6 +94,36 @@ def feature_settings(tower: str | Path, layers: Sequence[int], patch_mean: bool 
     return {"tower": digest.hexdigest()[:16], "layers": list(layers), "patch_mean": patch_mean}
 
 
+class PicturedDataset(Sequence[Example]):
+    """Examples of which some have images, which are read when an example is asked for: in a worker, if there are some.
+
+    A subclass defines `text` and `image_paths`.
+
+    Args:
+        reader: of the images; None for text alone.
+    """
+
+    def __init__(self, reader: ImageFeatures | None) -> None:
+        self.reader = reader
+
+    def text(self, index: int) -> Example:
+        """The example without its images."""
+        raise NotImplementedError(f"{type(self).__name__} must define text(index).")
+
+    def image_paths(self, index: int) -> list[Path]:
+        """Its image files."""
+        raise NotImplementedError(f"{type(self).__name__} must define image_paths(index).")
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.text(index)
+        return example if self.reader is None else example | self.reader.columns(self.image_paths(index))
+
+    def outline(self, index: int) -> Example:
+        """The example without reading its images: how many there are, for those who deal examples to devices."""
+        example = self.text(index)
+        return example if self.reader is None else example | self.reader.outline(self.image_paths(index))
+
+
 def compute_features(
     paths: Iterable[Path],
     folder: Path,

@@ -7,7 +7,7 @@ tower runs once per image, in training as in generation, and not at all where fe
 Not published and therefore keys: which layers, the projection's width, and that features are normalised before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from llama_adapter.attach import adapters
+from llama_adapter.examples import Example, image_columns
 
 
 class ImagePrompt(nn.Module):
@@ -24,7 +25,7 @@ class ImagePrompt(nn.Module):
         config: of the tower.
         tower: frozen; None where all images come as features. It is no submodule: nothing of it is trained, saved or
             counted.
-        layers, patch_mean, projection_width: see `plan.VisionConfig`.
+        layers, patch_mean, projection_width: see `architecture.VisionConfig`.
         hidden_size: C of the language model.
     """
 
@@ -120,6 +121,28 @@ def prompt_context(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor |
             "The batch has images, but the model has no image_prompt. Call attach_images(model, ...) first."
         )
     return model.image_prompt(batch)
+
+
+@torch.no_grad()
+def image_contexts(
+    model: PreTrainedModel, items: Sequence, columns_of: Callable[[Sequence], list[Example]], *, together: int = 64
+) -> Tensor | None:
+    """What the images of many examples add to their prompts, before a generation.
+
+    Args:
+        model: that takes images.
+        items: anything that `columns_of` turns into the image columns of examples.
+        columns_of: is called for a few items at a time, so that few images are held.
+        together: examples whose images pass the tower together.
+
+    Returns:
+        [N, C], or None for no items.
+    """
+    parts = []
+    for start in range(0, len(items), together):
+        columns = image_columns(columns_of(items[start : start + together]))
+        parts.append(prompt_context(model, {name: column.to(model.device) for name, column in columns.items()}))
+    return torch.cat(parts) if parts else None
 
 
 def load_tower(path: str | Path, dtype: torch.dtype = torch.float32) -> CLIPVisionModel:

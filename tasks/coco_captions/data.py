@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_adapter.data import BatchConfig, ExampleDataModule
 from llama_adapter.encoding import Encoding, encode_default
 from llama_adapter.examples import Example
-from llama_adapter.images import ImageFeatures
+from llama_adapter.images import ImageFeatures, PicturedDataset
 from llama_adapter.tokenizer import as_tokenizer
 from tasks.coco_captions.annotations import (
     CaptionedImage,
@@ -32,8 +32,8 @@ TEMPLATE = (
 )
 
 
-class CaptionDataset(Sequence[Example]):
-    """One example for every caption of every image. The prompt is held once; an image is read with its example.
+class CaptionDataset(PicturedDataset):
+    """One example for every caption of every image. The prompt is held once.
 
     Args:
         images: with their captions.
@@ -49,9 +49,9 @@ class CaptionDataset(Sequence[Example]):
         folder: Path,
         reader: ImageFeatures | None,
     ) -> None:
+        super().__init__(reader)
         self.images = images
         self.folder = folder
-        self.reader = reader
         self.image_of = array("l", [number for number, image in enumerate(images) for _ in image.captions])
         self.prompt: list[int] = []
         # COCO has half a million captions: arrays take a tenth of the lists' memory.
@@ -67,21 +67,12 @@ class CaptionDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.answers)
 
-    def __getitem__(self, index: int) -> Example:
-        example = self._text(index)
-        return example if self.reader is None else example | self.reader.columns([self._path(index)])
-
-    def outline(self, index: int) -> Example:
-        """The example without reading its image."""
-        example = self._text(index)
-        return example if self.reader is None else example | self.reader.outline([self._path(index)])
-
-    def _text(self, index: int) -> Example:
+    def text(self, index: int) -> Example:
         ids = [*self.prompt, *self.answers[index]]
         return Encoding(ids, len(self.prompt), len(ids)).example()
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.images[self.image_of[index]].path
+    def image_paths(self, index: int) -> list[Path]:
+        return [self.folder / self.images[self.image_of[index]].path]
 
 
 class CocoCaptionsDataModule(ExampleDataModule):

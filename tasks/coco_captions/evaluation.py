@@ -2,20 +2,18 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from llama_adapter.attach import adapter_disabled, adapters
-from llama_adapter.examples import image_columns
 from llama_adapter.gallery import Card, write_gallery
 from llama_adapter.generation import generate
 from llama_adapter.shares import in_shares
-from llama_adapter.vision import prompt_context
+from llama_adapter.vision import image_contexts
 from tasks.coco_captions.annotations import CaptionedImage
 from tasks.coco_captions.data import CocoCaptionsDataModule
 from tasks.coco_captions.scorers import CaptionScorer, CaptionScores
@@ -23,7 +21,6 @@ from tasks.coco_captions.scoring import empty, metrics, report, write_results
 
 log = logging.getLogger(__name__)
 
-IMAGES_TOGETHER = 64  # that pass the tower at once
 FILES = {"adapted": "captions.json", "without image": "captions_without_image.json", "frozen": "captions_frozen.json"}
 # Tags of the gallery: CIDEr of an image from this value on.
 CIDER_TAGS = ((1.0, "CIDEr 1 or more"), (0.5, "CIDEr 0.5 to 1"), (0.0, "CIDEr below 0.5"))
@@ -92,7 +89,7 @@ class CaptionEvaluation:
     ) -> dict[int, str]:
         def answer(share: Sequence[CaptionedImage]) -> list[str]:
             prompts = [data.prompt()] * len(share)
-            context = _contexts(model, data, share) if seen else None
+            context = image_contexts(model, share, data.image_columns) if seen else None
             return generate(model, data.tokenizer, prompts, context=context, **self.decoding)
 
         texts = in_shares(images, answer) if seen else answer(images[:1]) * len(images)
@@ -129,7 +126,7 @@ class CaptionEvaluation:
         scores: CaptionScores,
         path: Path,
     ) -> None:
-        images = data.test_images[:: max(1, len(data.test_images) // self.gallery)]
+        images = data.test_images[:: ceil(len(data.test_images) / self.gallery)]
         best, cards = next(iter(captions)), []
         for image in images:
             file = data.folder / image.path
@@ -141,16 +138,6 @@ class CaptionEvaluation:
             cards.append(Card(captions[best][image.id], facts, image=file if file.is_file() else None, tags=[tag]))
         summary = f"{len(cards)} of {len(data.test_images)} images, captioned by the {best} model."
         write_gallery(path, cards, title="COCO captions", summary=summary)
-
-
-@torch.no_grad()
-def _contexts(model: PreTrainedModel, data: CocoCaptionsDataModule, images: Sequence[CaptionedImage]) -> Tensor | None:
-    """What each image adds to the prompts, [N, C]; None for no images."""
-    parts = []
-    for start in range(0, len(images), IMAGES_TOGETHER):
-        columns = image_columns(data.image_columns(images[start : start + IMAGES_TOGETHER]))
-        parts.append(prompt_context(model, {key: value.to(model.device) for key, value in columns.items()}))
-    return torch.cat(parts) if parts else None
 
 
 def _on_first_device(work: Callable[[], Result]) -> Result:

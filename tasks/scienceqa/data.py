@@ -9,7 +9,7 @@ from torch import Tensor
 from llama_adapter.data import BatchConfig, ExampleDataModule
 from llama_adapter.encoding import EncodedDataset, encode_default
 from llama_adapter.examples import Example
-from llama_adapter.images import ImageFeatures
+from llama_adapter.images import ImageFeatures, PicturedDataset
 from llama_adapter.tokenizer import as_tokenizer
 from tasks.scienceqa.problems import Problem, check_images, read_problems
 from tasks.scienceqa.prompt import check_answer, check_format, prompt, response
@@ -17,38 +17,42 @@ from tasks.scienceqa.prompt import check_answer, check_format, prompt, response
 log = logging.getLogger(__name__)
 
 
-class ProblemDataset(EncodedDataset):
-    """Encoded problems; an image is read when its example is asked for, in a worker where there are workers.
+class ProblemDataset(PicturedDataset):
+    """Encoded problems.
 
     Args:
-        encodings, dropped: see `EncodedDataset`.
-        problems: of the encodings, in their order.
+        encoded: the problems' texts.
+        problems: in the same order.
         root: of the images.
-        images: reads them; None for text alone.
+        reader: of the images; None for text alone.
     """
 
     def __init__(
-        self, encodings: Sequence, problems: Sequence[Problem], root: Path, images: ImageFeatures | None, dropped: int
+        self, encoded: EncodedDataset, problems: Sequence[Problem], root: Path, reader: ImageFeatures | None
     ) -> None:
-        super().__init__(encodings, dropped=dropped)
+        super().__init__(reader)
+        self.encoded = encoded
         self.problems = problems
         self.root = root
-        self.images = images
 
-    def __getitem__(self, index: int) -> Example:
-        example = super().__getitem__(index)
-        if self.images is None:
-            return example
-        return example | self.images.columns(self._paths(index))
+    def __len__(self) -> int:
+        return len(self.encoded)
 
-    def outline(self, index: int) -> Example:
-        """The example without reading its image."""
-        example = super().__getitem__(index)
-        return example if self.images is None else example | self.images.outline(self._paths(index))
+    @property
+    def tokens(self) -> int:
+        return self.encoded.tokens
 
-    def _paths(self, index: int) -> list[Path]:
-        path = self.problems[index].image_path(self.root)
-        return [] if path is None else [path]
+    def text(self, index: int) -> Example:
+        return self.encoded[index]
+
+    def image_paths(self, index: int) -> list[Path]:
+        return image_paths(self.problems[index], self.root)
+
+
+def image_paths(problem: Problem, root: Path) -> list[Path]:
+    """None or one."""
+    path = problem.image_path(root)
+    return [] if path is None else [path]
 
 
 class ScienceQADataModule(ExampleDataModule):
@@ -132,8 +136,7 @@ class ScienceQADataModule(ExampleDataModule):
 
     def image_columns(self, problems: Sequence[Problem]) -> list[dict[str, Tensor]]:
         """The images of problems that are answered, as examples without text have them."""
-        paths = [problem.image_path(self.root) for problem in problems]
-        return [self.images.columns([] if path is None else [path]) for path in paths]
+        return [self.images.columns(image_paths(problem, self.root)) for problem in problems]
 
     def _encode(self, problems: Sequence[Problem], name: str) -> ProblemDataset:
         answers = [response(p, self.format, answer=self.answer).removeprefix(" ") for p in problems]
@@ -142,29 +145,24 @@ class ScienceQADataModule(ExampleDataModule):
             for problem, answer in zip(problems, answers, strict=True)
         ]
         kept = [number for number, encoding in enumerate(encodings) if encoding.trained_tokens]
-        dataset = ProblemDataset(
-            [encodings[number] for number in kept],
-            [problems[number] for number in kept],
-            self.root,
-            self.images,
-            dropped=len(encodings) - len(kept),
-        )
+        encoded = EncodedDataset([encodings[number] for number in kept], dropped=len(encodings) - len(kept))
+        dataset = ProblemDataset(encoded, [problems[number] for number in kept], self.root, self.images)
         with_image = sum(problem.image is not None for problem in dataset.problems)
         log.info(
             "%s: %d problems, %d with an image; %d tokens, %d of them trained.",
             name,
             len(dataset),
             with_image,
-            dataset.tokens,
-            dataset.trained_tokens,
+            encoded.tokens,
+            encoded.trained_tokens,
         )
-        if dataset.truncated or dataset.dropped:
+        if encoded.truncated or encoded.dropped:
             log.warning(
                 "%s: %d answers are cut to fit task.data.max_length %d; %d problems are not trained, their prompts "
                 "leave no room for an answer.",
                 name,
-                dataset.truncated,
+                encoded.truncated,
                 self.max_length,
-                dataset.dropped,
+                encoded.dropped,
             )
         return dataset

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from llama_adapter.attach import adapter_disabled, adapters
 from llama_adapter.data import PaddedCollator
 from llama_adapter.encoding import encode_default
-from llama_adapter.examples import IGNORED, image_columns
+from llama_adapter.examples import IGNORED
 from llama_adapter.files import write_json_lines
 from llama_adapter.gallery import Card, write_gallery
 from llama_adapter.generation import generate
 from llama_adapter.shares import in_shares
-from llama_adapter.vision import prompt_context
+from llama_adapter.vision import image_contexts, prompt_context
 from tasks.scienceqa.answers import read_answer, read_words
 from tasks.scienceqa.data import ScienceQADataModule
 from tasks.scienceqa.metric import CATEGORIES, accuracy, categories_of, table
@@ -29,28 +29,43 @@ from tasks.scienceqa.scoring import write_predictions
 
 log = logging.getLogger(__name__)
 
-IMAGES_TOGETHER = 64  # that pass the tower at once
+SCORED_BY = ("generation", "likelihood")
 
 
 class ScienceQAEvaluation:
     """Answers every problem of the test split, with the adapter and without it.
 
-    Metrics in per cent: `test/accuracy` and the official categories by generation, `test/likelihood_accuracy` by the
-    likelihood of the options, `test/acc_needs_image` over the problems that have an image.
+    Metrics in per cent: `test/accuracy` and the official categories, read in one of the two ways; both accuracies as
+    `test/generation_accuracy` and `test/likelihood_accuracy`; `test/acc_needs_image` over the problems with an image.
 
     Args:
         max_new_tokens: length limit of a generated answer.
         batch_size: answers decoded together, and problems whose options are scored together.
         likelihood: whether options are scored too.
+        scored_by: what the categories, predictions.json and the page are of: `generation`, as in the paper, where an
+            answer that names no option is wrong; or `likelihood`, where every answer is one of the options.
         gallery: problems on the HTML page, spread over the split; 0 writes none.
     """
 
     def __init__(
-        self, *, max_new_tokens: int = 16, batch_size: int = 32, likelihood: bool = True, gallery: int = 60
+        self,
+        *,
+        max_new_tokens: int = 16,
+        batch_size: int = 32,
+        likelihood: bool = True,
+        scored_by: str = "generation",
+        gallery: int = 60,
     ) -> None:
+        if scored_by not in SCORED_BY:
+            raise ValueError(f"task.evaluation.scored_by is {scored_by!r}. Choose {' or '.join(SCORED_BY)}.")
+        if scored_by == "likelihood" and not likelihood:
+            raise ValueError(
+                "task.evaluation.scored_by is likelihood, but task.evaluation.likelihood is false. Set it to true."
+            )
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.likelihood = likelihood
+        self.scored_by = scored_by
         self.gallery = gallery
 
     def __call__(self, model: PreTrainedModel, data: ScienceQADataModule, folder: Path) -> dict[str, float]:
@@ -67,58 +82,69 @@ class ScienceQAEvaluation:
         problems = data.test_problems
         metrics: dict[str, float] = {}
         texts: dict[str, list[str]] = {}
-        if adapters(model):
-            texts["adapted"] = self._answers(model, data, problems)
-            metrics |= self._scores(model, data, problems, texts["adapted"], "test/")
+        chosen: list[int] = []
         with adapter_disabled(model):
             texts["frozen"] = self._answers(model, data, problems)
-            metrics |= self._scores(model, data, problems, texts["frozen"], "test/frozen_")
-        self._write(data, problems, texts, metrics, folder)
+            chosen = self._score(model, data, problems, texts["frozen"], metrics, "test/frozen_")
+        if adapters(model):
+            texts = {"adapted": self._answers(model, data, problems)} | texts
+            chosen = self._score(model, data, problems, texts["adapted"], metrics, "test/")
+        self._write(data, problems, texts, chosen, metrics, folder)
         return metrics
 
     # --- by generation ----------------------------------------------------------------------------------------------
 
     def _answers(self, model: PreTrainedModel, data: ScienceQADataModule, problems: Sequence[Problem]) -> list[str]:
-        def answer(share: Sequence[Problem]) -> list[str]:
+        """An answer to each problem; an empty one, which is wrong, where the prompt leaves no room for one."""
+        room = model.config.max_position_embeddings - self.max_new_tokens
+        prompts = [data.prompt(problem) for problem in problems]
+        asked = [
+            number for number, prompt in enumerate(prompts) if len(data.tokenizer.encode(prompt, bos=True)) <= room
+        ]
+        if len(asked) < len(problems):
+            log.warning(
+                "%d of %d prompts have more than %d tokens, which leaves no room for an answer: they count as wrong.",
+                len(problems) - len(asked),
+                len(problems),
+                room,
+            )
+
+        sees_images = data.images is not None and bool(adapters(model))
+
+        def answer(share: Sequence[int]) -> list[str]:
+            shown = [problems[number] for number in share]
             return generate(
                 model,
                 data.tokenizer,
-                [data.prompt(problem) for problem in share],
+                [prompts[number] for number in share],
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
-                context=self._contexts(model, data, share),
+                context=image_contexts(model, shown, data.image_columns) if sees_images else None,
             )
 
-        return in_shares(problems, answer)
+        answers = dict(zip(asked, in_shares(asked, answer), strict=True))
+        return [answers.get(number, "") for number in range(len(problems))]
 
-    @torch.no_grad()
-    def _contexts(
-        self, model: PreTrainedModel, data: ScienceQADataModule, problems: Sequence[Problem]
-    ) -> Tensor | None:
-        """[N, C], or None where the model sees no images."""
-        if data.images is None or not adapters(model) or not problems:
-            return None
-        parts = []
-        for start in range(0, len(problems), IMAGES_TOGETHER):
-            columns = image_columns(data.image_columns(problems[start : start + IMAGES_TOGETHER]))
-            parts.append(prompt_context(model, _moved(columns, model.device)))
-        return torch.cat(parts)
-
-    def _scores(
+    def _score(
         self,
         model: PreTrainedModel,
         data: ScienceQADataModule,
         problems: Sequence[Problem],
         texts: Sequence[str],
+        metrics: dict[str, float],
         prefix: str,
-    ) -> dict[str, float]:
-        values = accuracy(problems, predicted(problems, texts, data.answer))
+    ) -> list[int]:
+        """Adds the metrics of one model; returns the options that its categories are of."""
+        chosen = {"generation": predicted(problems, texts, data.answer)}
         if self.likelihood:
-            chosen = in_shares(problems, lambda share: self._most_likely(model, data, share))
-            values["likelihood_accuracy"] = accuracy(problems, chosen)["accuracy"]
-        if "acc_has_image" in values:
-            values["acc_needs_image"] = values["acc_has_image"]
-        return {f"{prefix}{name}": value for name, value in values.items()}
+            chosen["likelihood"] = in_shares(problems, lambda share: self._most_likely(model, data, share))
+        values = {way: accuracy(problems, indices) for way, indices in chosen.items()}
+        metrics |= {f"{prefix}{name}": value for name, value in values[self.scored_by].items()}
+        metrics |= {f"{prefix}{way}_accuracy": of_way["accuracy"] for way, of_way in values.items()}
+        metrics[f"{prefix}unreadable"] = values["generation"]["unreadable"]
+        if f"{prefix}acc_has_image" in metrics:
+            metrics[f"{prefix}acc_needs_image"] = metrics[f"{prefix}acc_has_image"]
+        return chosen[self.scored_by]
 
     # --- by likelihood ----------------------------------------------------------------------------------------------
 
@@ -150,11 +176,10 @@ class ScienceQAEvaluation:
         data: ScienceQADataModule,
         problems: Sequence[Problem],
         texts: dict[str, list[str]],
+        chosen: Sequence[int],
         metrics: dict[str, float],
         folder: Path,
     ) -> None:
-        name = "adapted" if "adapted" in texts else "frozen"
-        chosen = predicted(problems, texts[name], data.answer)
         write_predictions(folder / "predictions.json", list(problems), chosen)
         rows = [
             {"pid": problem.pid, "prompt": data.prompt(problem), "reference": LETTERS[problem.answer]}

@@ -60,6 +60,7 @@ def test_answers_by_generation(data, model, tmp_path, monkeypatch):
     assert (metrics["test/acc_no_context"], metrics["test/acc_has_text"]) == (100, pytest.approx(100 / 3))
     assert (metrics["test/frozen_accuracy"], metrics["test/frozen_unreadable"]) == (25, 0)
     assert "test/likelihood_accuracy" not in metrics
+    assert metrics["test/generation_accuracy"] == metrics["test/accuracy"]
     assert json.loads((tmp_path / "predictions.json").read_text()) == {"results": {"0": 0, "1": 1, "2": -1, "3": -1}}
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert (rows[1]["pid"], rows[1]["reference"], rows[1]["adapted"]) == ("1", "B", "The answer is B")
@@ -90,6 +91,34 @@ def test_the_likeliest_option_is_chosen(data, model, monkeypatch):
     assert chosen == [len(problem.choices) - 1 for problem in data.test_problems]
     monkeypatch.setattr(module, "log_likelihoods", lambda model, examples: -torch.arange(len(examples)))
     assert ScienceQAEvaluation()._most_likely(model, data, data.test_problems) == [0] * 4
+
+
+def test_scored_by_likelihood(data, model, tmp_path, monkeypatch):
+    """Categories, predictions and page are of the likeliest options; what generation gives stands beside them."""
+    monkeypatch.setattr(
+        module, "generate", lambda model, tokenizer, prompts, **_: ["The answer is (B)."] * len(prompts)
+    )
+    monkeypatch.setattr(module, "log_likelihoods", lambda model, examples: torch.arange(len(examples)))
+    metrics = ScienceQAEvaluation(scored_by="likelihood")(model, data, tmp_path)
+    assert metrics["test/accuracy"] == metrics["test/likelihood_accuracy"] == 0, "the last option is never right"
+    assert (metrics["test/generation_accuracy"], metrics["test/frozen_generation_accuracy"]) == (25, 25)
+    chosen = json.loads((tmp_path / "predictions.json").read_text())["results"]
+    assert chosen == {problem.pid: len(problem.choices) - 1 for problem in data.test_problems}
+
+
+def test_a_prompt_without_room_for_an_answer_is_wrong_and_not_the_end(data, model, tmp_path, monkeypatch, caplog):
+    lengths = sorted(len(data.tokenizer.encode(data.prompt(problem), bos=True)) for problem in data.test_problems)
+    monkeypatch.setattr(model.config, "max_position_embeddings", lengths[-2] + 5)
+    metrics = ScienceQAEvaluation(max_new_tokens=5, likelihood=False)(model, data, tmp_path)
+    assert metrics["test/scored"] == 4
+    assert f"1 of 4 prompts have more than {lengths[-2]} tokens, which leaves no room for an answer" in caplog.text
+
+
+def test_settings_that_are_refused():
+    with pytest.raises(ValueError, match="^task.evaluation.scored_by is 'luck'. Choose generation or likelihood.$"):
+        ScienceQAEvaluation(scored_by="luck")
+    with pytest.raises(ValueError, match="scored_by is likelihood, but task.evaluation.likelihood is false."):
+        ScienceQAEvaluation(scored_by="likelihood", likelihood=False)
 
 
 def test_captions_that_are_asked_for_must_be_there(data, tokenizer):
