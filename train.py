@@ -22,9 +22,9 @@ def main(config: DictConfig) -> float | None:
     if config.plan:
         log.info("%s", plan)
         return None
-    from llama_adapter.launch.training import train  # torch, lightning and transformers take seconds to import
+    from llama_adapter.launch.sweeps import train_job  # torch, lightning and transformers take seconds to import
 
-    metrics = train(config, Path(config.output_dir), typed=entry.typed)
+    metrics = train_job(config, Path(config.output_dir), typed=entry.typed)
     if config.objective.metric not in metrics:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             return None  # a run without a validation part, say: nobody compares it

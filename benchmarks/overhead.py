@@ -59,7 +59,7 @@ class BareLoop(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        rate, decay = trainer.optimizers[0].defaults["lr"], OPTIMIZER.weight_decay
+        rate, decay = trainer.optimizers[0].param_groups[0]["initial_lr"], OPTIMIZER.weight_decay
         self.optimizer = AdamW(trainable, lr=rate, betas=OPTIMIZER.betas, weight_decay=decay, fused=True)
         factor = trainer.lr_scheduler_configs[0].scheduler.lr_lambdas[0]
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)

@@ -98,7 +98,11 @@ def test_every_option_composes_and_binds(option):
     check(composed() if option.startswith("hydra=") else composed(option))
 
 
-@pytest.mark.parametrize("task", in_group("task"))
+# The 19 data sets of VTAB-1k differ in three keys: one stands for all.
+PLANNED_TASKS = [task for task in in_group("task") if not task.startswith("task=vtab1k/") or task.endswith("/cifar")]
+
+
+@pytest.mark.parametrize("task", PLANNED_TASKS)
 @pytest.mark.parametrize("trainer", in_group("trainer"))
 def test_every_task_can_be_planned_on_every_trainer(task, trainer, monkeypatch):
     config = composed(task, trainer)

@@ -15,7 +15,7 @@ TASKS = sorted(path.name for path in (ROOT / "tasks").iterdir() if (path / "__in
 
 MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL"}
 TRAINING = MODELS | {"lightning", "torchmetrics", "matplotlib"}
-TASK = TRAINING | {"numpy", "pycocoevalcap"}  # and the metric libraries of the tasks
+TASK = TRAINING | {"numpy", "pycocoevalcap", "tokenizers"}  # and the metric libraries of the tasks
 ENTRY = TRAINING | {"hydra", "omegaconf"}
 
 # What a file and everything that it imports may use; files that are not named belong to the training layer.

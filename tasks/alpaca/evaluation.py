@@ -36,6 +36,8 @@ class InstructionEvaluation:
         show: sample answers that the summary shows.
     """
 
+    shares = ("exact_match", "contains")  # parts of the names of metrics that the table prints as per cent
+
     def __init__(
         self,
         *,

@@ -13,7 +13,7 @@ def test_frozen_beside_adapted():
         "test/frozen_loss": 12345.678,
         "val/loss": 2.0,
     }
-    assert metrics_table(metrics).splitlines() == [
+    assert metrics_table(metrics, ("exact_match", "contains")).splitlines() == [
         "                                frozen     adapted",
         "test/contains_in_30_tokens      50.0 %",
         "test/exact_match                 0.0 %      97.5 %",
@@ -25,3 +25,8 @@ def test_frozen_beside_adapted():
 
 def test_no_metrics():
     assert metrics_table({}).split() == ["frozen", "adapted"]
+
+
+def test_a_metric_in_per_cent_already():
+    """SQuAD's exact_match is one; Alpaca's of the same name is a share."""
+    assert metrics_table({"test/exact_match": 88.5}).splitlines()[1].split() == ["test/exact_match", "88.5"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 from llama_adapter.images import main as store_features
 from tasks.scienceqa.metric import CATEGORIES
 from tests.test_vision import SIZE, tiny_tower
-from tests.tiny_run import call, make_tokenizer, make_world
+from tests.tiny_run import call, command, make_tokenizer, make_world
 
 
 def make_problem(number: int, split: str) -> dict:
@@ -101,6 +102,20 @@ def test_the_adapter_is_evaluated_again(world, finished, tmp_path):
     assert result.status == 0, result.output
     again, trained = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, finished))
     assert again["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-6)
+    for name in ("generations.jsonl", "predictions.json"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_devices_answer_as_one(world, finished, tmp_path):
+    """Nine problems on two processes: each is answered and counted once."""
+    overrides = [f"adapter_path={finished}", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}"]
+    arguments, environment = command("evaluate.py", *overrides)
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
+    again, trained = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, finished))
+    assert again["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-5)
+    assert {name: trained[name] for name in trained if "acc" in name} == {n: again[n] for n in trained if "acc" in n}
     for name in ("generations.jsonl", "predictions.json"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 

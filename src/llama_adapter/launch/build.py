@@ -113,7 +113,8 @@ def data_module(config: DictConfig, tokenizer):
     """The task's DataModule, set up: the data is read and encoded."""
     options = {"tokenizer": tokenizer, "batches": batches_of(config), "seed": config.seed}
     if config.task.get("head") == "classification":
-        options["model_image_size"] = architecture_of(model_config(config)).image_size
+        shape = architecture_of(model_config(config))
+        options |= {"model_image_size": shape.image_size, "model_patch_size": shape.patch_size}
     if vision := vision_of(config):
         from llama_adapter.images import ImageFeatures, feature_settings
 

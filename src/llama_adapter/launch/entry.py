@@ -78,7 +78,7 @@ def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
         if key == "resume":
             raise FileNotFoundError(f"resume={folder} is no run folder: it has no .hydra/overrides.yaml.")
         return arguments
-    names = {_name(name) for name in given} | {key, "resume", "plan"}
+    names = {_name(name) for name in given} | {key, "resume", "plan", "sweep"}  # a job of a sweep is no sweep
     needed = {f"+{name}" for name in given}
     stored_overrides = [(override.split("=", 1)[0], override) for override in OmegaConf.load(stored)]
     kept = [override for name, override in stored_overrides if _name(name) not in names or name in needed]

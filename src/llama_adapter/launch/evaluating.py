@@ -52,10 +52,11 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
         metrics |= score(trainer, module, data)
     with adapter_disabled(model):
         metrics |= {name.replace("/", "/frozen_"): value for name, value in score(trainer, module, data).items()}
+    model.to(trainer.strategy.root_device)  # Lightning has taken it to the CPU when it was done
     metrics |= evaluation(model, data, folder)
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
-        log.info("\n%s\n\nWritten to %s.", metrics_table(metrics), folder)
+        log.info("\n%s\n\nWritten to %s.", metrics_table(metrics, getattr(evaluation, "shares", ())), folder)
     return metrics
 
 

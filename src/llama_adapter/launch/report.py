@@ -1,16 +1,16 @@
 """The final metrics as a table that a person reads: the frozen model beside the adapted one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FROZEN = "frozen_"
-SHARES = ("exact_match", "contains")  # metrics that are shares of records, printed as per cent
 
 
-def metrics_table(metrics: Mapping[str, float]) -> str:
+def metrics_table(metrics: Mapping[str, float], shares: Sequence[str] = ()) -> str:
     """One line per metric of the test (or validation), with the frozen model's value where there is one.
 
     Args:
         metrics: as in `metrics.json`: `test/<name>` and `test/frozen_<name>`.
+        shares: parts of the names of metrics that are shares of records, printed as per cent.
     """
     rows: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
@@ -20,14 +20,14 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
     width = max((len(name) for name in rows), default=0)
     lines = [f"{'':<{width}}  {'frozen':>10}  {'adapted':>10}"]
     for name in sorted(rows):
-        cells = (_number(name, rows[name].get(column)) for column in ("frozen", "adapted"))
+        cells = (_number(name, rows[name].get(column), shares) for column in ("frozen", "adapted"))
         lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _number(name: str, value: float | None) -> str:
+def _number(name: str, value: float | None, shares: Sequence[str]) -> str:
     if value is None:
         return ""
-    if any(share in name for share in SHARES):
+    if any(share in name for share in shares):
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -71,6 +71,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
                 backbone=config.model.name,
                 metrics=metrics,
             )
+        model.to(trainer.strategy.root_device)  # Lightning has taken it to the CPU when it was done
         metrics |= evaluation(model, data, folder)
         for callback in trainer.callbacks:
             # Not in the adapter's file: what a clock says must not make two files of one run differ.
@@ -85,7 +86,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
         log.info(
             "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, throughput.csv, loss.png and "
             "gates.png",
-            metrics_table(metrics),
+            metrics_table(metrics, getattr(evaluation, "shares", ())),
             folder,
         )
     return metrics
