@@ -3,9 +3,9 @@
     python -m benchmarks.encoders                                  # dim 256, 6 layers, K 10, L 4, batches of 16
     python -m benchmarks.encoders --layers 24 --hidden-size 1024 --device cuda
 
-Every round takes the same windows, of SQuAD's lengths (`lengths_squad.json`), in `--batches` batches. What differs is how
-they are put into batches, how far rows are padded, and in the last system whether the frozen layers below the adapted
-ones run with autograd, as they do where prompts enter at the embeddings or a head's gradient is asked of all layers.
+Every round takes the same windows, of SQuAD's lengths (`lengths_squad.json`), in `--batches` batches. What differs is
+how they are put into batches, how far rows are padded, and in the last system whether the frozen layers below the
+adapted ones run with autograd, as they do where prompts enter at the embeddings.
 """
 
 import argparse

@@ -6,16 +6,14 @@
 - a list of images (Karpathy's split as text): an id or a path a line, or "<path> <id>".
 """
 
-import gzip
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from llama_adapter.data_files import first, read_json, read_text, repeated
+
 SPLIT_OF = {"restval": "train"}  # what is left of val2014 is trained on, as everyone does
-SHOWN = 5  # of many wrong things, an error names these and counts the rest
 
 
 @dataclass(frozen=True)
@@ -133,48 +131,6 @@ def check_images(images: Sequence[CaptionedImage], folder: Path) -> None:
             f"{len(missing)} of {len(images)} images are missing: {first(missing)}. Set task.data.image_folder to the "
             "folder that holds train2014/ and val2014/, or task.data.images=false to do without them."
         )
-
-
-def read_json(path: Path) -> object:
-    """The contents of a JSON file, gzipped or not.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut off or no JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}). Is it cut off?"
-        ) from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, gzipped or not.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut off or no text.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            return file.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Is it cut off, or not UTF-8 text?") from None
-
-
-def repeated(values: Iterable[object]) -> list:
-    """Those that come more than once."""
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def first(values: Sequence[object]) -> str:
-    """Some of many, and how many more there are."""
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return ", ".join(map(str, values[:SHOWN])) + more
 
 
 def _official(path: Path, content: dict) -> list[CaptionedImage]:

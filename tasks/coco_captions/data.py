@@ -8,19 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from llama_adapter.data import BatchConfig, ExampleDataModule
+from llama_adapter.data_files import first
 from llama_adapter.encoding import Encoding, encode_default
 from llama_adapter.examples import Example
 from llama_adapter.images import ImageFeatures, PicturedDataset
 from llama_adapter.tokenizer import as_tokenizer
-from tasks.coco_captions.annotations import (
-    CaptionedImage,
-    check_images,
-    chosen,
-    first,
-    read_images,
-    read_split,
-    read_splits,
-)
+from tasks.coco_captions.annotations import CaptionedImage, check_images, chosen, read_images, read_split, read_splits
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from llama_adapter.data_files import first, read_json, repeated
 from llama_adapter.files import write_json
-from tasks.coco_captions.annotations import CaptionedImage, first, read_images, read_json, read_split, repeated
+from tasks.coco_captions.annotations import CaptionedImage, read_images, read_split
 from tasks.coco_captions.scorers import METRICS, CaptionScorer, CaptionScores
 
 log = logging.getLogger(__name__)

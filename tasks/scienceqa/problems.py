@@ -4,20 +4,18 @@ Every file may be gzipped (`problems.json.gz`). `captions.json`, machine-made de
 where it is asked for.
 """
 
-import gzip
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from llama_adapter.data_files import first, read_object, repeated
 
 SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
 LETTERS = "ABCDE"  # no problem has more choices
 TEXTS = ("question", "hint", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
 SUBJECTS = ("natural science", "social science", "language science")
 FOLDERS = ("train", "val", "test")  # of images: the other splits are made of these
-SHOWN = 5  # of many wrong things, an error names these and counts the rest
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ def read_split(root: str | Path, split: str, splits_file: str = "pid_splits.json
     if not isinstance(splits.get(split), list):
         raise ValueError(f"{path} has no list {split!r}. It has {', '.join(splits)}.")
     pids = [str(pid) for pid in splits[split]]
-    if twice := _repeated(pids):
+    if twice := repeated(pids):
         raise ValueError(f"{path} names problems of {split} more than once: {first(twice)}.")
     return pids
 
@@ -179,49 +177,8 @@ def _read(path: Path, key: str) -> dict:
     return read_object(found)
 
 
-def read_object(path: Path) -> dict:
-    """A JSON object, gzipped or not, without a key that stands in it twice.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut off, no JSON object, or has a key twice.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            twice = _repeated([key for key, _ in pairs])
-            raise ValueError(f"{path} has {first(twice)} more than once in one object.")
-        return made
-
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            content = json.load(file, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}). Is it cut off?"
-        ) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Is it cut off, or not UTF-8 text?") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold an object.")
-    return content
-
-
 def _captions(path: Path) -> dict:
     captions = _read(path, "captions_file").get("captions")
     if not isinstance(captions, dict):
         raise ValueError(f'{path} has no captions. ScienceQA\'s form is {{"captions": {{pid: text, ...}}}}.')
     return captions
-
-
-def _repeated(values: Sequence[str]) -> list[str]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def first(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

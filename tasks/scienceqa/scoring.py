@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_adapter.data_files import first, read_object
 from llama_adapter.files import write_json
 from tasks.scienceqa.answers import UNREADABLE
 from tasks.scienceqa.metric import accuracy, table
-from tasks.scienceqa.problems import LETTERS, Problem, first, read_object, read_problems, read_split
+from tasks.scienceqa.problems import LETTERS, Problem, read_problems, read_split
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from llama_adapter.data import BatchConfig, ExampleDataModule, GlobalBatchSampler
+from llama_adapter.data_files import first
 from llama_adapter.examples import IGNORED, Example, TokenCounts
 from llama_adapter.length_order import LengthOrder
 from tasks.squad.pairs import PairTemplate
-from tasks.squad.records import Article, check_version, first, read_articles, squad_file
+from tasks.squad.records import Article, check_version, read_articles, squad_file
 from tasks.squad.tokens import SquadTokens, squad_tokens
 from tasks.squad.windows import WindowConfig, Windows
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tasks.squad.records import Question, check_version, first
+from llama_adapter.data_files import first
+from tasks.squad.records import Question, check_version
 
 NO_ANSWER_THRESHOLD = 1.0  # the official script's: no probability is above it
 

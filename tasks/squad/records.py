@@ -1,15 +1,14 @@
 """Reads SQuAD's official JSON, v1.1 and v2.0, gzipped or not: articles of paragraphs of questions."""
 
-import gzip
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_adapter.data_files import first, read_object
+
 VERSIONS = ("v1.1", "v2.0")
-SHOWN = 5  # of many wrong things, an error names these and counts the rest
 
 log = logging.getLogger(__name__)
 
@@ -126,43 +125,6 @@ def check_version(version: str) -> None:
     """Refuses a version that there is none of."""
     if version not in VERSIONS:
         raise ValueError(f"task.data.version is {version!r}. Choose {' or '.join(VERSIONS)}.")
-
-
-def read_object(path: Path) -> dict:
-    """A JSON object, gzipped or not, without a key that stands in it twice.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut off, no JSON object, or has a key twice.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-            raise ValueError(f"{path} has {first(twice)} more than once in one object.")
-        return made
-
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            content = json.load(file, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}). Is it cut off?"
-        ) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Is it cut off, or not UTF-8 text?") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold an object.")
-    return content
-
-
-def first(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 # --- from JSON to records -------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
+from llama_adapter.data_files import first, read_object
 from tasks.squad.metric import NO_ANSWER_THRESHOLD, SquadScores
-from tasks.squad.records import check_version, first, questions_of, read_articles, read_object, shortened, squad_file
+from tasks.squad.records import check_version, questions_of, read_articles, shortened, squad_file
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from llama_adapter.data_files import first
+
 LISTS = ("train800", "val200", "train800val200", "test")
-SHOWN = 3  # of many wrong lines, an error names these and counts the rest
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +148,3 @@ def check_pictures(path: Path, pictures: Sequence[Picture]) -> None:
             f"{len(missing)} of the {len(pictures)} pictures of {path} are not in {folder}: {shown}. Set "
             f"task.data.root to the folder that holds {folder.name}/ with its images/."
         )
-
-
-def first(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llama_adapter.data_files import first
 from llama_adapter.files import write_json
-from tasks.vtab1k.lists import Picture, check_count, first, read_list
+from tasks.vtab1k.lists import Picture, check_count, read_list
 from tasks.vtab1k.metric import accuracy
 
 log = logging.getLogger(__name__)

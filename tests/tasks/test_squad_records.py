@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from tasks.squad.records import Answer, first, questions_of, read_articles, squad_file
+from llama_adapter.data_files import first
+from tasks.squad.records import Answer, questions_of, read_articles, squad_file
 from tests.tiny_squad import CONTEXT, FILES, answer, article, question, write_squad
 
 

@@ -128,14 +128,14 @@ def test_lists_that_a_run_does_not_read_are_checked_too(tmp_path):
 
 def test_missing_pictures(tmp_path):
     folder = write_vtab(tmp_path)
-    for number in range(1, 6):
+    for number in range(6):
         (folder / f"images/test/{number:06d}.png").unlink()
     with pytest.raises(FileNotFoundError) as error:
         read_lists(folder, ["test"], classes=4, counts=COUNTS)
     assert str(error.value) == (
-        f"5 of the 6 pictures of {folder}/test.txt are not in {folder}: images/test/000001.png (line 2), "
-        "images/test/000002.png (line 3), images/test/000003.png (line 4) and 2 more. Set task.data.root to the folder "
-        "that holds tiny/ with its images/."
+        f"6 of the 6 pictures of {folder}/test.txt are not in {folder}: images/test/000000.png (line 1), "
+        "images/test/000001.png (line 2), images/test/000002.png (line 3), images/test/000003.png (line 4), "
+        "images/test/000004.png (line 5) and 1 more. Set task.data.root to the folder that holds tiny/ with its images/."
     )
     read_lists(folder, ["train800"], classes=4, counts=COUNTS)  # pictures that nothing reads need not be there
 
