@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Protocol
 
+from llama_adapter.tables import markdown
 from tasks.vtab1k.data_sets import DATA_SETS, GROUPS, PUBLISHED_MEANS
 
 METRICS = ("test/accuracy", "val/accuracy")  # the first that a job has
@@ -46,7 +47,7 @@ class SweepTable:
                     metrics.add(metric)
                     break
         heading = f"{' or '.join(sorted(metrics))}, %"
-        return _markdown(self._rows(heading, columns)) + (f"\n\n{NOTE}" if self.published else "")
+        return markdown(self._rows(heading, columns)) + (f"\n\n{NOTE}" if self.published else "")
 
     def _rows(self, heading: str, columns: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
         published = PUBLISHED_MEANS if self.published else {}
@@ -82,14 +83,3 @@ def _title(name: str) -> str:
 
 def _mean(values: Sequence[float]) -> str:
     return f"**{mean(values):.2f}**"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the heading; the first column stands on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ import pytest
 
 from llama_adapter.files import write_json
 from llama_adapter.launch.run_folder import open_folder
-from llama_adapter.launch.sweeps import SweepJob, swept_folder
+from llama_adapter.launch.sweeps import MetricsTable, SweepJob, swept_folder
 from llama_adapter.run_checkpoint import RunInterrupted
 from tests.tiny_run import Result, call
 
@@ -237,3 +237,20 @@ def test_jobs_are_in_the_order_of_their_numbers(sweep):
     (sweep.folder / "sweep/0").rename(sweep.folder / "sweep/9")
     sweep.call("sweep=all", "task=three", "hydra.sweep.subdir=0")
     assert [row["job"] for row in sweep.rows()] == ["0", "9", "10"]
+
+
+def test_a_table_of_metrics():
+    """Metrics that no job has are left out, and the task where all have one."""
+    table = MetricsTable(["train/parameters", "test/accuracy", "test/f1"])
+    jobs = [
+        SweepJob(Path("a"), {"task": "one"}, "adapter=full", {"train/parameters": 472416.0, "test/accuracy": 93.75}),
+        SweepJob(Path("b"), {"task": "one"}, "adapter=head_only", {"train/parameters": 776.0}),
+    ]
+    assert table(jobs).splitlines() == [
+        "| settings          | train/parameters | test/accuracy |",
+        "| ----------------- | ---------------: | ------------: |",
+        "| adapter=full      |          472,416 |         93.75 |",
+        "| adapter=head_only |              776 |             - |",
+    ]
+    other = SweepJob(Path("c"), {"task": "two"}, "", {})
+    assert table([*jobs, other]).splitlines()[-1].split("|")[1].strip() == "two"

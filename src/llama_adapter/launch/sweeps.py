@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from llama_adapter.files import whole_file
 from llama_adapter.launch.entry import job_folder, sentence
 from llama_adapter.launch.run_folder import changed_key
+from llama_adapter.tables import markdown
 
 # Keys that may differ when a sweep goes on: they change nothing of what a job learns and measures.
 HARMLESS = ["objective", "callbacks", "logger", "hardware", "data.num_workers"]
@@ -224,3 +225,30 @@ def write_jobs(jobs: Sequence[SweepJob], path: Path) -> None:
         for job in jobs:
             state = {"job": job.folder.name, "status": job.status, "error": job.error}
             rows.writerow(job.overrides | state | job.metrics)
+
+
+class MetricsTable:
+    """A line per job as Markdown: its task and settings, where they differ, and a few metrics.
+
+    Args:
+        metrics: names; those that no job measured are left out.
+    """
+
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self.metrics = list(metrics)
+
+    def __call__(self, jobs: Sequence[SweepJob]) -> str:
+        measured = [name for name in self.metrics if any(name in job.metrics for job in jobs)]
+        rows = [["task", "settings", *measured]]
+        for job in jobs:
+            cells = (_cell(job.metrics.get(name)) for name in measured)
+            rows.append([job.task, job.settings, *cells])
+        if len({job.task for job in jobs}) == 1:
+            rows = [row[1:] for row in rows]
+        return markdown(rows)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"

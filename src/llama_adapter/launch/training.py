@@ -61,7 +61,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
             trainer.validate(module, data, verbose=False)  # the run ended within an epoch
         if len(data.test_dataset):
             score(trainer, module, data)
-        metrics = dict(module.summary)
+        metrics = module.summary | {"train/parameters": float(plan.trainable_parameters)}
         if trainer.is_global_zero:
             save_adapter(
                 model,
