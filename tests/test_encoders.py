@@ -6,13 +6,16 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, RobertaForMaskedLM, ViTModel
 
 from llama_adapter.adapter_file import read_adapter
-from llama_adapter.architecture import Architecture
+from llama_adapter.architecture import Architecture, Hardware
 from llama_adapter.attach import adapter_disabled, adapters, attach, trained_of
-from llama_adapter.backbones import head_parameters
+from llama_adapter.backbones import head_parameters, layers_of
+from llama_adapter.batches import BatchConfig
 from llama_adapter.checkpoint import load_adapter, save_adapter
 from llama_adapter.fingerprint import fingerprint, fingerprint_of_path
 from llama_adapter.heads import HEADS, head_of, span_loss
 from llama_adapter.loading import load_backbone
+from llama_adapter.module import AdapterModule
+from llama_adapter.optim import OptimizerConfig
 from llama_adapter.plan import make_plan
 from llama_adapter.throughput import training_flops
 from llama_adapter.zero_init import AdapterConfig
@@ -122,8 +125,6 @@ def test_6_every_trained_tensor_gets_a_gradient_and_nothing_below_keeps_one(shap
     torch.manual_seed(1)
     model = attach(tiny_encoder(shape), AdapterConfig(prompt_length=3, prompt_layers=2, gate_init="random"))
     seen = []
-    from llama_adapter.backbones import layers_of
-
     for layer in layers_of(model):
         layer.register_forward_hook(
             lambda _, __, out: seen.append((out if torch.is_tensor(out) else out[0]).requires_grad)
@@ -181,10 +182,6 @@ def test_what_is_trained_for_comparison(shape, trained, tmp_path):
 
 
 def plan_of(model: PreTrainedModel, shape: str, config: AdapterConfig):
-    from llama_adapter.architecture import Hardware
-    from llama_adapter.batches import BatchConfig
-    from llama_adapter.optim import OptimizerConfig
-
     return make_plan(
         model=shape, architecture=Architecture.from_config(model.config), hardware=Hardware(), adapter=config,
         batches=BatchConfig(batching="padded"), optimizer=OptimizerConfig(), devices=1, max_epochs=3, max_steps=-1,
@@ -226,6 +223,16 @@ def test_a_linear_probe_costs_a_forward_pass_and_full_fine_tuning_three():
     flops = {kind: training_flops(shape, **numbers, trains=kind) for kind in ("head", "adapter", "all")}
     assert flops["all"] == 3 * flops["head"]
     assert flops["head"] < flops["adapter"] < flops["all"]
+
+
+def test_the_frozen_models_dropout_is_off_unless_it_is_asked_for():
+    def losses(dropout: bool) -> set[float]:
+        model = attach(tiny_encoder("roberta", attention_probs_dropout_prob=0.5), CONFIG)
+        module = AdapterModule(model, head=HEADS["span"], dropout=dropout)
+        return {module.head.loss(module.model, batch_of("roberta"))[0].item() for _ in range(3)}
+
+    assert len(losses(dropout=False)) == 1
+    assert len(losses(dropout=True)) == 3
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
