@@ -13,9 +13,9 @@ CORE = ROOT / "src/llama_adapter"
 FILES = sorted([*CORE.rglob("*.py"), *(ROOT / "tasks").rglob("*.py"), ROOT / "train.py", ROOT / "evaluate.py"])
 TASKS = sorted(path.name for path in (ROOT / "tasks").iterdir() if (path / "__init__.py").is_file())
 
-MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL"}
+MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL", "numpy"}
 TRAINING = MODELS | {"lightning", "torchmetrics", "matplotlib"}
-TASK = TRAINING | {"numpy", "pycocoevalcap", "tokenizers"}  # and the metric libraries of the tasks
+TASK = TRAINING | {"pycocoevalcap", "tokenizers"}  # and the metric libraries of the tasks
 ENTRY = TRAINING | {"hydra", "omegaconf"}
 
 # What a file and everything that it imports may use; files that are not named belong to the training layer.

@@ -190,13 +190,6 @@ def read_image(path: Path, processor: "CLIPImageProcessorPil") -> Tensor:  # noq
     Raises:
         ValueError: the file is no image that Pillow reads.
     """
-    from PIL import Image
+    from llama_adapter.image_files import read_in_colour  # training on text needs no Pillow
 
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}. Replace or remove the file.") from None
-    white = Image.new("RGBA", image.size, "white")
-    flat = Image.alpha_composite(white, image).convert("RGB")
-    return processor(flat, return_tensors="pt")["pixel_values"][0]
+    return processor(read_in_colour(path), return_tensors="pt")["pixel_values"][0]

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llama_adapter.image_files import read_in_colour
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # Pillow's
 
 # Mean and standard deviation of red, green and blue, for values from 0 to 1.
@@ -50,15 +52,10 @@ class Preprocessing:
             ValueError: the file is no image that Pillow reads.
         """
         size = (self.image_size, self.image_size)
-        try:
-            with Image.open(path) as opened:
-                picture = in_colour(opened)
-                if picture.size != size:
-                    picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
-                values = np.array(picture)  # [size, size, 3]
-        # A picture of more than 179 million pixels is an error of Pillow's that is none of the others.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image: {error}. Replace the file.") from None
+        picture = read_in_colour(path)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
+        values = np.array(picture)  # [size, size, 3]
         return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -71,18 +68,3 @@ class Preprocessing:
             The same shape, float32.
         """
         return pixels.float().mul_(self.scale).add_(self.shift)
-
-
-def in_colour(image: Image.Image) -> Image.Image:
-    """An image of any mode as red, green and blue; transparency becomes white, 16 bits become 8.
-
-    Raises:
-        OSError, ValueError: the file is damaged.
-    """
-    if image.mode.startswith("I"):  # 16 bits, which Pillow reads as I where a file has them signed
-        # Pillow itself would cut everything above 255 off.
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

@@ -69,7 +69,7 @@ def test_what_is_no_image(tmp_path, content):
     with pytest.raises(ValueError) as error:
         Preprocessing(4).read(tmp_path / "a.jpg")
     assert str(error.value).startswith(f"{tmp_path / 'a.jpg'} is not a readable image: ")
-    assert str(error.value).endswith("Replace the file.")
+    assert str(error.value).endswith("Replace or remove the file.")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
