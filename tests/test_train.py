@@ -220,6 +220,23 @@ def test_two_settings_run_into_two_folders(world, tmp_path):
     assert one != other
 
 
+def test_a_plain_sweep_over_k_and_l_goes_on_where_it_stopped(world, tmp_path):
+    sweep = tmp_path / "sweep"
+    arguments = world.overrides(None, trainer__max_steps=1)
+    arguments = [a for a in arguments if not a.startswith(("adapter.prompt_length", "adapter.prompt_layers"))]
+    arguments += ["adapter.prompt_length=2,3", "adapter.prompt_layers=1", f"hydra.sweep.dir={sweep}"]
+    assert call("train.py", "-m", *arguments).status == 0
+    with (sweep / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["adapter.prompt_length"], row["adapter.prompt_layers"]) for row in rows] == [("2", "1"), ("3", "1")]
+    assert all(row["status"] == "finished" and float(row["test/loss"]) > 0 for row in rows)
+    (sweep / rows[1]["job"] / "metrics.json").unlink()
+    again = call("train.py", "-m", *arguments)
+    assert again.status == 0
+    assert again.output.count("has finished before.") == 1
+    assert (sweep / rows[1]["job"] / "metrics.json").is_file()
+
+
 def test_a_sweep_in_one_process_uses_one_device(world, tmp_path):
     arguments = world.overrides(None, trainer__devices=2)
     result = call("train.py", "-m", *arguments, "seed=0,1", f"hydra.sweep.dir='{tmp_path}'")

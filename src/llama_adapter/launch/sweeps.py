@@ -124,7 +124,7 @@ def finished_metrics(config: DictConfig, folder: Path) -> dict[str, float]:
 
 
 class SweepReport(Callback):
-    """Writes `sweep.csv` after every job, and a task's own table; the last job prints it.
+    """Writes `sweep.csv` after every job of a sweep, and a table; the last job prints it. A single run has neither.
 
     Args:
         table: makes a text of all jobs in the sweep's folder; None for `sweep.csv` alone.
@@ -135,7 +135,7 @@ class SweepReport(Callback):
         self.table = table
         self.file = file
         self.errors: dict[Path, str] = {}
-        self.left = 0
+        self.left: int | None = None  # jobs; None outside a sweep
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         overrides = sweep_overrides(config)
@@ -145,6 +145,8 @@ class SweepReport(Callback):
         log.info("%d jobs. If they are stopped, this goes on with them: hydra.sweep.dir=%s", self.left, _folder(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        if self.left is None:
+            return
         folder, sweep = Path(config.hydra.runtime.output_dir), _folder(config)
         self.left -= 1
         self.errors.pop(folder, None)
