@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from llama_adapter.run_checkpoint import step_checkpoints
 from tests.tiny_run import TinyWorld, call, command, make_world
@@ -127,6 +129,37 @@ def test_a_killed_run_resumes_to_the_same_bytes(world, finished, tmp_path):
     result = call("train.py", f"resume={folder}")
     assert result.status == 0, result.output
     assert_same_run(folder, finished)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(world, finished, tmp_path):
+    """Killed with one, resumed with two, and stopped and resumed with one again."""
+    folder = tmp_path / "run"
+    process = start(world, folder, "step_000005.ckpt")
+    process.kill()
+    process.wait()
+    arguments, environment = command("train.py", f"resume={folder}", "trainer=cpu_2")
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
+    assert_close_run(folder, finished)
+    (folder / "metrics.json").unlink()
+    for checkpoint in step_checkpoints(folder / "checkpoints")[1:]:
+        checkpoint.unlink()
+    result = call("train.py", f"resume={folder}", "trainer=cpu")
+    assert result.status == 0, result.output
+    assert_close_run(folder, finished)
+
+
+def assert_close_run(folder: Path, finished: Path) -> None:
+    """Sums of the same numbers in another order, in float32."""
+    losses, expected = (
+        [float(row["train/loss"]) for row in csv.DictReader((path / "metrics.csv").open()) if row["train/loss"]]
+        for path in (folder, finished)
+    )
+    assert losses == pytest.approx(expected, rel=1e-5)
+    one, other = (load_file(path / "adapter.safetensors") for path in (folder, finished))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_that_is_told_to_stop_saves_first_and_resumes(world, finished, tmp_path):
