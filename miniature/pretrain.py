@@ -6,12 +6,8 @@ carry over to all things; in an earlier world, all things from the start were st
 Ends with a cloze test over every fact of every thing, on the weights as stored (fp16).
 """
 
-import argparse
 import logging
-import os
 import random
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +16,11 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from miniature.phrases import STEMS
+from miniature.pretraining import Pretraining, pretrain, run, trapezoid, write_folder
 from miniature.text import documents
 from miniature.tokenizer import tokenizer_model
 from miniature.world import ATTRIBUTES, SPLIT_SIZES, VALUES, things, things_of
@@ -90,43 +87,10 @@ class CurriculumBatches(IterableDataset):
             epoch += 1
 
 
-class Pretraining(lightning.LightningModule):
-    """Next-token loss with two optimizers, stepped by hand."""
-
-    def __init__(self, model: LlamaForCausalLM, steps: int) -> None:
-        super().__init__()
-        self.model, self.steps = model, steps
-        self.automatic_optimization = False
-
-    def training_step(self, rows: Tensor, step: int) -> None:
-        logits = self.model(rows[:, :-1], use_cache=False).logits  # [B, T, V]
-        loss = cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
-        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-        self.log("loss", loss, prog_bar=True)
-        if step % LOG_EVERY == 0:  # a progress bar says nothing in a file
-            log.info("step %d of %d: loss %.3f", step, self.steps, loss)
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        matrices = [p for p in self.model.model.layers.parameters() if p.ndim == 2]
-        chosen = set(matrices)
-        rest = [p for p in self.model.parameters() if p not in chosen]
-        optimizers = [
-            torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="original"),
-            torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate) for optimizer in optimizers]
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay over the last DECAY_SHARE."""
-        decay = (self.steps - step) / (self.steps * DECAY_SHARE)
-        return min(1.0, (step + 1) / WARMUP_STEPS, max(decay, 0.0))
+def next_token_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
+    """Cross entropy of every token but the first of each row, in nats."""
+    logits = model(rows[:, :-1], use_cache=False).logits  # [B, T, V]
+    return cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
 @torch.no_grad()
@@ -145,44 +109,30 @@ def cloze_accuracy(model: LlamaForCausalLM, tokenizer: SentencePieceProcessor) -
     return result
 
 
-def save(model: LlamaForCausalLM, tokenizer: SentencePieceProcessor, output: Path) -> None:
-    """Writes weights, configurations and tokenizer in the Hugging Face layout, each renamed into place."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as temporary:
-        model.save_pretrained(temporary)
-        GenerationConfig(bos_token_id=1, eos_token_id=2, do_sample=False).save_pretrained(temporary)
-        Path(temporary, "tokenizer.model").write_bytes(tokenizer.serialized_model_proto())
-        for path in sorted(Path(temporary).iterdir()):
-            path.chmod(0o644)
-            os.replace(path, output / path.name)
-
-
 def main(steps: int, output: Path) -> None:
     """Pretrains, saves, and logs the cloze accuracy of what was saved."""
     lightning.seed_everything(SEED)
     tokenizer = SentencePieceProcessor(model_proto=tokenizer_model())
     model = LlamaForCausalLM(configuration(tokenizer.vocab_size()))
     log.info("%d parameters", sum(p.numel() for p in model.parameters()))
-    trainer = lightning.Trainer(
-        max_steps=2 * steps,  # Lightning counts the steps of both optimizers
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
+    rate = trapezoid(steps, warmup_steps=WARMUP_STEPS, decay_share=DECAY_SHARE)
+    rates = {"muon_rate": MUON_RATE, "adamw_rate": ADAMW_RATE}
+    pretraining = Pretraining(model, next_token_loss, rate, steps=steps, log_every=LOG_EVERY, **rates)
+    pretrain(pretraining, CurriculumBatches(tokenizer, steps))
+    generation = GenerationConfig(bos_token_id=1, eos_token_id=2, do_sample=False)
+    pieces = tokenizer.serialized_model_proto()
+    write_folder(
+        output,
+        [
+            model.half().save_pretrained,
+            generation.save_pretrained,
+            lambda folder: (folder / "tokenizer.model").write_bytes(pieces),
+        ],
     )
-    batches = DataLoader(CurriculumBatches(tokenizer, steps), batch_size=None)
-    trainer.fit(Pretraining(model, steps), batches)
-    save(model.half(), tokenizer, output)
     stored = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
     for split, accuracies in cloze_accuracy(stored, tokenizer).items():
         log.info("cloze %s: %s", split, ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--steps", type=int, default=STEPS, help=f"optimizer steps (default {STEPS}; fewer for a quick look)"
-    )
-    parser.add_argument("--output", type=Path, default=HERE / "llama", help="folder to write the weights to")
-    arguments = parser.parse_args()
-    main(arguments.steps, arguments.output)
+    run(main, description=__doc__, steps=STEPS, output=HERE / "llama")

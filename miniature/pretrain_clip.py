@@ -12,13 +12,8 @@ Ends with a retrieval test on the validation scenes, on the weights as stored (f
 caption is the nearest of the eight that differ in one attribute.
 """
 
-import argparse
 import logging
-import math
-import os
 import random
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -29,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -40,6 +35,7 @@ from transformers import (
 )
 
 from miniature.captions import WHOLE, caption
+from miniature.pretraining import Pretraining, half_cosine, pretrain, run, write_folder
 from miniature.scenes import DRAWN, SIZE, Scene, draw, scenes_of
 from miniature.world import VALUES
 
@@ -142,43 +138,10 @@ class FamilyBatches(IterableDataset):
             yield self.pictures(scenes, generator), self.captioner(texts)
 
 
-class Contrast(lightning.LightningModule):
+def contrast(model: CLIPModel, batch: tuple[Tensor, Tensor]) -> Tensor:
     """CLIP's loss: cross entropy of the right caption for each picture and of the right picture for each caption."""
-
-    def __init__(self, model: CLIPModel, steps: int) -> None:
-        super().__init__()
-        self.model, self.steps = model, steps
-
-        self.automatic_optimization = False
-
-    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> None:
-        pixels, captions = batch
-        loss = self.model(input_ids=captions, pixel_values=pixels, return_loss=True).loss
-        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-        if step % LOG_EVERY == 0:
-            attribute = FAMILY_TURNS[step % len(FAMILY_TURNS)]
-            log.info("step %d of %d: loss %.3f, families by %s", step, self.steps, loss.item(), attribute)
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in name]
-        chosen = set(matrices)
-        rest = [p for p in self.model.parameters() if p not in chosen]
-        optimizers = [
-            torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="original"),
-            torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.01),
-        ]
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate) for optimizer in optimizers]
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine."""
-        return min(1.0, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / self.steps)) / 2
+    pixels, captions = batch
+    return model(input_ids=captions, pixel_values=pixels, return_loss=True).loss
 
 
 @torch.no_grad()
@@ -199,19 +162,12 @@ def retrieval_accuracy(model: CLIPModel, captioner: Captioner) -> dict[str, floa
     return accuracy
 
 
-def save(model: CLIPModel, output: Path) -> None:
-    """Writes the vision tower and its processor's settings in the Hugging Face layout, each renamed into place."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as temporary:
-        tower = CLIPVisionModel(model.config.vision_config)
-        tower.load_state_dict(
-            {name.removeprefix("vision_model."): v for name, v in model.vision_model.state_dict().items()}
-        )
-        tower.half().save_pretrained(temporary)
-        processor().save_pretrained(temporary)
-        for path in sorted(Path(temporary).iterdir()):
-            path.chmod(0o644)
-            os.replace(path, output / path.name)
+def vision_tower(model: CLIPModel) -> CLIPVisionModel:
+    """The half that is kept."""
+    tower = CLIPVisionModel(model.config.vision_config)
+    states = model.vision_model.state_dict()
+    tower.load_state_dict({name.removeprefix("vision_model."): state for name, state in states.items()})
+    return tower
 
 
 def main(steps: int, output: Path) -> None:
@@ -220,25 +176,16 @@ def main(steps: int, output: Path) -> None:
     captioner = Captioner()
     model = CLIPModel(configuration(len(captioner.ids) + 2))
     log.info("%d parameters in the vision tower", sum(p.numel() for p in model.vision_model.parameters()))
-    trainer = lightning.Trainer(
-        max_steps=2 * steps,  # Lightning counts the steps of both optimizers
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-    )
-    batches = DataLoader(FamilyBatches(Pictures("train", PICTURES_PER_SCENE), captioner, steps), batch_size=None)
-    trainer.fit(Contrast(model, steps), batches)
-    save(model.half(), output)
+    pretraining = Pretraining(
+        model, contrast, half_cosine(steps, warmup_steps=WARMUP_STEPS), steps=steps, muon_rate=MUON_RATE,
+        adamw_rate=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.01, log_every=LOG_EVERY,
+    )  # fmt: skip
+    pretrain(pretraining, FamilyBatches(Pictures("train", PICTURES_PER_SCENE), captioner, steps))
+    model = model.half()
+    write_folder(output, [vision_tower(model).half().save_pretrained, processor().save_pretrained])
     accuracy = retrieval_accuracy(model.float().eval(), captioner)  # as stored
     log.info("retrieval, val: %s", ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--steps", type=int, default=STEPS, help=f"optimizer steps (default {STEPS}; fewer for a quick look)"
-    )
-    parser.add_argument("--output", type=Path, default=HERE / "clip", help="folder to write the tower to")
-    arguments = parser.parse_args()
-    main(arguments.steps, arguments.output)
+    run(main, description=__doc__, steps=STEPS, output=HERE / "clip")
