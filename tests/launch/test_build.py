@@ -1,5 +1,7 @@
 """Configuration to objects: the checks that join nodes, all before any weight is read."""
 
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -194,3 +196,23 @@ def test_a_plan_of_the_real_data_counts_it(world):
     assert plan.examples == len(data.train_dataset) != build.plan_run(given).examples
     assert plan.steps == 2 * plan.steps_per_epoch
     assert plan.accumulation == data.accumulation(1, 2.0) > 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("task=squad_v1", "model=llama_7b"),
+            "task=squad_v1 has task.head=span, but model=llama_7b is a decoder, which",
+        ),
+        (
+            ("task=alpaca", "model=roberta_large"),
+            "task.head=language, but model=roberta_large is an encoder, which has no",
+        ),
+        (("task=vtab1k/cifar", "model=roberta_large"), "task.head=classification, but model=roberta_large reads text."),
+        (("task=squad_v2", "model=vit_b16"), "task.head=span, but model=vit_b16 reads images."),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build.plan_run(config(*overrides))

@@ -5,6 +5,7 @@ from math import ceil
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from llama_adapter.architecture import Architecture
 from llama_adapter.batches import BatchConfig
 from llama_adapter.launch.models import architecture_of, head_outputs, model_config, vision_of
 from llama_adapter.launch.nodes import node
@@ -53,6 +54,7 @@ def plan_run(config: DictConfig, data=None) -> Plan:
     _check_in_process_sweep(config)
     model, devices, accumulation = model_config(config), device_count(config), None
     shape = architecture_of(model)
+    _check_head(config, shape)
     # Images are all of one length, which the model says.
     examples, tokens_per_example = config.task.examples, config.task.tokens_per_example or shape.image_tokens
     if data is not None:
@@ -78,6 +80,23 @@ def plan_run(config: DictConfig, data=None) -> Plan:
         accumulation=accumulation,
         head_outputs=head_outputs(config),
     )
+
+
+# What each kind of output needs.
+MODEL_OF_HEAD = {"language": "a decoder", "span": "an encoder of text", "classification": "an encoder of images"}
+
+
+def _check_head(config: DictConfig, shape: Architecture) -> None:
+    head = config.task.get("head", "language")
+    if head not in MODEL_OF_HEAD:
+        raise ValueError(f"task.head is {head!r}. Choose {', '.join(MODEL_OF_HEAD)}.")
+    needed = MODEL_OF_HEAD[head]
+    given = f"an encoder of {'images' if shape.image_size else 'text'}" if shape.encoder_parameters else "a decoder"
+    if needed != given:
+        raise ValueError(
+            f"task={config.task.name} needs {needed}, but model={config.model.name} is {given}. Choose another model, or "
+            "leave model out."
+        )
 
 
 def _check_whole_numbers(config: DictConfig) -> None:
