@@ -94,8 +94,8 @@ def _check_head(config: DictConfig, shape: Architecture) -> None:
     given = f"an encoder of {'images' if shape.image_size else 'text'}" if shape.encoder_parameters else "a decoder"
     if needed != given:
         raise ValueError(
-            f"task={config.task.name} needs {needed}, but model={config.model.name} is {given}. Choose another model, or "
-            "leave model out."
+            f"task={config.task.name} needs {needed}, but model={config.model.name} is {given}. Choose another model, "
+            "or leave model out."
         )
 
 
