@@ -201,8 +201,7 @@ def test_a_plan_of_the_real_data_counts_it(world):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            (("task=squad_v1", "model=llama_7b"), "squad_v1 needs an encoder of text, but model=llama_7b is a decoder."),
+        (("task=squad_v1", "model=llama_7b"), "squad_v1 needs an encoder of text, but model=llama_7b is a decoder."),
         (("task=alpaca", "model=roberta_large"), "needs a decoder, but model=roberta_large is an encoder of text."),
         (("task=vtab1k/cifar", "model=roberta_large"), "needs an encoder of images, but model=roberta_large is an"),
         (("task=squad_v2", "model=vit_b16"), "needs an encoder of text, but model=vit_b16 is an encoder of images."),
