@@ -128,6 +128,7 @@ def start(config: DictConfig) -> None:
         ".*in eval mode at the start of training",  # a frozen model is meant to be: its dropout is off
         ".*does not have many workers",  # examples are encoded already; workers would only cost memory
         ".*LeafSpec.*",  # between Lightning and torch
+        ".*Total length of `DataLoader` across ranks is zero.*",  # a run without a validation part
         ".*sync_dist=True.*",  # what is logged has been summed over the devices already
     ):
         warnings.filterwarnings("ignore", message=message)
