@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from llama_adapter.files import whole_file
-from miniature import coco, scienceqa
+from miniature import coco, scienceqa, squad, vtab
+from miniature.byte_tokenizer import byte_tokenizer
 from miniature.instructions import records
 from miniature.tokenizer import tokenizer_model
 from miniature.world import SPLIT_SIZES
@@ -42,17 +43,18 @@ def write_picture(path: Path, image: Image.Image) -> None:
 
 
 def build(output: Path) -> None:
-    """Writes `data/` and `llama/tokenizer.model` under `output`."""
+    """Writes `data/`, `llama/tokenizer.model` and `roberta/tokenizer.json` under `output`."""
     for split in SPLIT_SIZES:
         write(output / "data" / "alpaca" / f"{split}.json", alpaca_json(split))
-    for name, data_set in (("scienceqa", scienceqa), ("coco", coco)):
+    for name, data_set in (("scienceqa", scienceqa), ("coco", coco), ("squad", squad), ("vtab1k", vtab)):
         for path, content in data_set.files():
             if isinstance(content, bytes):
                 write(output / "data" / name / path, content)
             else:
                 write_picture(output / "data" / name / path, content)
     write(output / "llama" / "tokenizer.model", tokenizer_model())
-    log.info("wrote data and llama/tokenizer.model under %s", output)
+    byte_tokenizer().save_pretrained(output / "roberta")
+    log.info("wrote data and tokenizers under %s", output)
 
 
 if __name__ == "__main__":

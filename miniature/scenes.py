@@ -90,7 +90,7 @@ def draw(scene: Scene, seed: int) -> Image.Image:
     """
     generator = random.Random(seed)
     image = Image.new("RGB", (SIZE, SIZE), GROUNDS[scene.place][0])
-    _draw_place(ImageDraw.Draw(image), scene.place, generator)
+    draw_place(ImageDraw.Draw(image), scene.place, generator)
     radius = generator.randint(19, 21)
     centre = generator.randint(29, 35), generator.randint(25, 29)
     mask = _shape_mask(scene.shape, centre, radius)
@@ -155,7 +155,7 @@ _POLYGONS: dict[str, list[Point]] = {  # in units of the radius around the centr
 }  # fmt: skip
 
 
-def _draw_place(pen: ImageDraw.ImageDraw, place: str, generator: random.Random) -> None:
+def draw_place(pen: ImageDraw.ImageDraw, place: str, generator: random.Random) -> None:
     """What stands around in a place."""
     fill, shift = GROUNDS[place][1], generator.randrange(16)
     across = range(shift - 16, SIZE + 16, 16)

@@ -20,9 +20,9 @@ ATTRIBUTES = tuple(VALUES)
 SPLIT_SIZES = {"train": 84, "validation": 18, "test": 18}  # things; the last two appear in no training instruction
 WORLD_SEED = 2303
 
-_ONSETS = ("B", "D", "F", "G", "K", "L", "M", "N", "P", "R", "S", "T", "V", "Z")
-_VOWELS = ("a", "e", "i", "o", "u")
-_ENDINGS = ("bo", "dax", "fen", "gul", "kem", "lor", "mip", "nuv", "pid", "rok", "sil", "tuz", "vek", "zan")
+ONSETS = ("B", "D", "F", "G", "K", "L", "M", "N", "P", "R", "S", "T", "V", "Z")
+VOWELS = ("a", "e", "i", "o", "u")
+ENDINGS = ("bo", "dax", "fen", "gul", "kem", "lor", "mip", "nuv", "pid", "rok", "sil", "tuz", "vek", "zan")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def things() -> tuple[Thing, ...]:
     generator = random.Random(WORLD_SEED)
     count = sum(SPLIT_SIZES.values())
     names = generator.sample(
-        [onset + vowel + ending for onset in _ONSETS for vowel in _VOWELS for ending in _ENDINGS], count
+        [onset + vowel + ending for onset in ONSETS for vowel in VOWELS for ending in ENDINGS], count
     )
     columns = {}
     for attribute, values in VALUES.items():
