@@ -14,7 +14,7 @@ from miniature.byte_tokenizer import ROW_LENGTH, byte_tokenizer
 from miniature.pages import GAP, INTRODUCTIONS, LAYOUTS, UNTOLD, exercises, pages
 from miniature.passages import passage, passage_names, untold
 from miniature.pretrain_roberta import (
-    Pretraining,
+    MaskedWords,
     accuracy,
     configuration,
     exercise_accuracy,
@@ -196,10 +196,10 @@ def test_a_name_is_one_piece_wherever_it_stands(tokenizer):
 
 def test_names_and_values_are_masked_more_often(tokenizer):
     salient = salient_pieces(tokenizer)
-    module = Pretraining(None, salient, steps=1)
+    loss = MaskedWords(salient)
     torch.manual_seed(0)
     rows = torch.randint(0, len(tokenizer), (200, 128))
-    words, masked = module.mask(rows)
+    words, masked = loss.mask(rows)
     assert masked[salient[rows]].float().mean() == pytest.approx(0.4, abs=0.02)
     assert masked[~salient[rows] & (rows >= 5)].float().mean() == pytest.approx(0.2, abs=0.01)
     assert not masked[rows < 5].any(), "special tokens stay"
