@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.conftest import tiny_encoder
+from tests.conftest import ROOT, tiny_encoder
 from tests.tiny_run import call
 from tests.tiny_squad import byte_tokenizer, make_articles, roberta_tokenizer, write_squad
 
@@ -113,10 +113,15 @@ def test_na_probs_from_the_command_line(shared, tmp_path, no_weights):
     assert metrics_of(tmp_path) == golden["official_with_na_prob_thresh_1.0"]
 
 
-def test_training_on_the_official_slice_with_the_real_vocabulary(shared, tmp_path):
+@pytest.mark.parametrize("encoder", ["random, RoBERTa's vocabulary", pytest.param("miniature", marks=pytest.mark.slow)])
+def test_training_on_the_official_slice(shared, tmp_path, encoder):
     """The untouched file as training and as test data: the loss falls, and every question is answered."""
-    model = write_model(tmp_path / "model", roberta_tokenizer(shared))
     data = {"root": shared / "data/squad", "train_file": SLICE, "test_file": SLICE, "validation_share": 0.2}
+    if encoder == "miniature":  # with a tokenizer of its own, in which real text takes many pieces
+        model = ROOT / "miniature/roberta"
+        data |= {"max_length": 128, "max_question_length": 60, "doc_stride": 20}
+    else:
+        model = write_model(tmp_path / "model", roberta_tokenizer(shared))
     values = {f"task.data.{key}": value for key, value in data.items()}
     values |= {
         "data.global_batch_size": 16,
