@@ -23,7 +23,7 @@ TASKS = ", ".join(sorted(path.relative_to(CONF).with_suffix("").as_posix() for p
         ("task=alpacca", f"task=alpacca does not exist. Choose {TASKS}. Did you mean 'alpaca'?"),
         (
             "trainer=8xA100",
-            "trainer=8xA100 does not exist. Choose 1gpu, 8xa100, 8xa100_ddp, cpu. Did you mean '8xa100'?",
+            "trainer=8xA100 does not exist. Choose 1gpu, 8xa100, 8xa100_ddp, cpu, cpu_2. Did you mean '8xa100'?",
         ),
         ("experiment=alpaca", "experiment=alpaca does not exist. Choose alpaca_paper. Did you mean 'alpaca_paper'?"),
         (

@@ -5,7 +5,6 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from llama_adapter.files import whole_file
-from llama_adapter.run_checkpoint import step_checkpoints
 
 # Keys that may differ between a run and its continuation.
 FREE = ("resume", "plan", "output_dir", "local")
@@ -24,6 +23,8 @@ def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
     Raises:
         ValueError: the folder holds another run, a finished one, or one with other settings.
     """
+    from llama_adapter.run_checkpoint import step_checkpoints  # Lightning takes seconds to import
+
     finished, stored = folder / "metrics.json", folder / "config.yaml"
     if finished.is_file():
         raise ValueError(
