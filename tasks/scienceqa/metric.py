@@ -53,13 +53,14 @@ class ScienceQAAccuracy(Metric):
 
     Args:
         problems: whose predictions may come.
+        options: of `torchmetrics.Metric`, as `sync_on_compute=False` where every device has all predictions.
     """
 
     full_state_update = False
     predictions: Tensor
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__()
+    def __init__(self, problems: Sequence[Problem], **options: bool) -> None:
+        super().__init__(**options)
         self.problems = list(problems)
         unscored = torch.full((len(self.problems),), NOT_SCORED, dtype=torch.long)
         self.add_state("predictions", unscored, dist_reduce_fx="max")
@@ -89,8 +90,8 @@ class ScienceQAAccuracy(Metric):
 
 
 def accuracy(problems: Sequence[Problem], predictions: Sequence[int]) -> dict[str, float]:
-    """`ScienceQAAccuracy` of one prediction per problem."""
-    metric = ScienceQAAccuracy(problems)
+    """`ScienceQAAccuracy` of one prediction, which every device has, per problem."""
+    metric = ScienceQAAccuracy(problems, sync_on_compute=False)
     metric.update(torch.arange(len(problems)), torch.tensor(predictions))
     return metric.compute()
 

@@ -17,13 +17,14 @@ class PictureAccuracy(Metric):
 
     Args:
         labels: of the pictures whose predictions may come.
+        options: of `torchmetrics.Metric`, as `sync_on_compute=False` where every device has all predictions.
     """
 
     full_state_update = False
     predictions: Tensor
 
-    def __init__(self, labels: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(self, labels: Sequence[int], **options: bool) -> None:
+        super().__init__(**options)
         self.register_buffer("labels", torch.tensor(labels, dtype=torch.long), persistent=False)
         unscored = torch.full((len(labels),), NOT_SCORED, dtype=torch.long)
         self.add_state("predictions", unscored, dist_reduce_fx="max")
@@ -45,7 +46,7 @@ class PictureAccuracy(Metric):
 
 
 def accuracy(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """`PictureAccuracy` of one prediction per picture."""
-    metric = PictureAccuracy(labels)
+    """`PictureAccuracy` of one prediction, which every device has, per picture."""
+    metric = PictureAccuracy(labels, sync_on_compute=False)
     metric.update(torch.arange(len(labels)), torch.tensor(predictions))
     return metric.compute()

@@ -92,3 +92,14 @@ def test_the_table():
     published = ["85.19", "84.37", "88.30", "84.36", "83.72", "80.32", "86.90", "85.83", "84.05"]
     assert lines[-1].split() == ["LLaMA-Adapter", *published]
     assert len({len(line) for line in (lines[0], lines[1], *lines[3:])}) == 1
+
+
+def test_predictions_that_every_device_has_are_not_gathered_again(three, monkeypatch):
+    """Their state is on the CPU, which NCCL does not gather."""
+
+    def gather(*args, **kwargs):
+        raise AssertionError("gathered")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr("torchmetrics.metric.Metric._sync_dist", gather)
+    assert accuracy(three, [0, 0, 0])["scored"] == 3

@@ -28,3 +28,14 @@ def test_devices_are_joined_without_counting_twice():
     here.distributed_available_fn = lambda: True
     here.dist_sync_fn = lambda state, group: [state, there.predictions]
     assert here.compute() == {"accuracy": pytest.approx(200 / 3), "scored": 3.0}
+
+
+def test_predictions_that_every_device_has_are_not_gathered_again(monkeypatch):
+    """Their state is on the CPU, which NCCL does not gather."""
+
+    def gather(*args, **kwargs):
+        raise AssertionError("gathered")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr("torchmetrics.metric.Metric._sync_dist", gather)
+    assert accuracy([1], [1]) == {"accuracy": 100, "scored": 1}

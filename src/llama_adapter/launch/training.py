@@ -71,7 +71,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
                 backbone=config.model.name,
                 metrics=metrics,
             )
-        model.to(trainer.strategy.root_device)  # Lightning has taken it to the CPU when it was done
+        model.eval().to(trainer.strategy.root_device)  # Lightning has taken it to the CPU when it was done
         metrics |= evaluation(model, data, folder)
         for callback in trainer.callbacks:
             # Not in the adapter's file: what a clock says must not make two files of one run differ.
