@@ -12,7 +12,7 @@ from llama_adapter.data import PaddedCollator
 from llama_adapter.examples import image_columns
 from llama_adapter.flat_batches import FlatCollator
 from llama_adapter.heads import response_loss
-from llama_adapter.images import ImageFeatures, compute_features, feature_settings, main, read_features
+from llama_adapter.images import ImageFeatures, PicturedDataset, compute_features, feature_settings, main, read_features
 from llama_adapter.vision import ImagePrompt, attach_images, load_tower, prompt_context, read_image
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import tiny_model
@@ -261,3 +261,14 @@ def test_the_command_that_stores_features(tower, tmp_path, caplog, capsys):
     with pytest.raises(SystemExit):
         main([*map(str, arguments), "--device", "cpu"])
     assert "No folder" in capsys.readouterr().err
+
+
+def test_a_dataset_with_images_that_is_not_complete():
+    class Incomplete(PicturedDataset):
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(NotImplementedError, match=r"^Incomplete must define text\(index\)\.$"):
+        Incomplete(None)[0]
+    with pytest.raises(NotImplementedError, match=r"^Incomplete must define image_paths\(index\)\.$"):
+        Incomplete(None).image_paths(0)
