@@ -10,13 +10,22 @@ import pytest
 from tests.conftest import ROOT
 
 CORE = ROOT / "src/llama_adapter"
-FILES = sorted([*CORE.rglob("*.py"), *(ROOT / "tasks").rglob("*.py"), ROOT / "train.py", ROOT / "evaluate.py"])
+PLUGINS = ROOT / "src/hydra_plugins"
+FILES = sorted(
+    [
+        *CORE.rglob("*.py"),
+        *PLUGINS.rglob("*.py"),
+        *(ROOT / "tasks").rglob("*.py"),
+        ROOT / "train.py",
+        ROOT / "evaluate.py",
+    ]
+)
 TASKS = sorted(path.name for path in (ROOT / "tasks").iterdir() if (path / "__init__.py").is_file())
 
-MODELS = {"torch", "transformers", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL", "numpy"}
+MODELS = {"torch", "transformers", "huggingface_hub", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL", "numpy"}
 TRAINING = MODELS | {"lightning", "torchmetrics", "matplotlib"}
 TASK = TRAINING | {"pycocoevalcap", "tokenizers"}  # and the metric libraries of the tasks
-ENTRY = TRAINING | {"hydra", "omegaconf"}
+ENTRY = TRAINING | {"hydra", "omegaconf", "rich"}
 
 # What a file and everything that it imports may use; files that are not named belong to the training layer.
 ALLOWED = {
@@ -84,7 +93,7 @@ def packages_reached(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_reaches_only_the_packages_of_its_layer(name):
-    launch = name.startswith("llama_adapter.launch") or name in ("train", "evaluate")
+    launch = name.startswith(("llama_adapter.launch", "hydra_plugins")) or name in ("train", "evaluate")
     layer = ENTRY if launch else TASK if name.startswith("tasks.") else TRAINING
     assert packages_reached(name) <= ALLOWED.get(name, layer)
 

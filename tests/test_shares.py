@@ -4,11 +4,14 @@ import pytest
 import torch.distributed as dist
 
 from llama_adapter.shares import in_shares
+from tests.conftest import tiny_model
+
+MODEL = tiny_model()
 
 
 def test_alone():
-    assert in_shares([1, 2, 3], lambda share: [n * n for n in share]) == [1, 4, 9]
-    assert in_shares([], lambda share: list(share)) == []
+    assert in_shares(MODEL, [1, 2, 3], lambda share: [n * n for n in share]) == [1, 4, 9]
+    assert in_shares(MODEL, [], lambda share: list(share)) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6])
@@ -25,4 +28,4 @@ def test_every_device_gets_all_results(count, monkeypatch):
     monkeypatch.setattr(dist, "all_gather_object", gathered)
     for rank in range(devices):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-        assert in_shares(items, lambda share: [n * n for n in share]) == [n * n for n in items]
+        assert in_shares(MODEL, items, lambda share: [n * n for n in share]) == [n * n for n in items]

@@ -14,10 +14,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from llama_adapter.backbones import attention_modules, head_parameters, project_prompt, query_heads
+from llama_adapter.backbones import attention_modules, head_parameters, layers_of, project_prompt, query_heads
 from llama_adapter.fingerprint import fingerprint
 from llama_adapter.flat_attention import NO_MASK, flat_attention
 from llama_adapter.segment_prompts import segment_prompt_attention
+from llama_adapter.sharding import gathered
 from llama_adapter.zero_init import AdapterConfig, GatedPrompt, gate_value, prompt_attention, repeat_heads
 
 ATTENTION = "zero_init"
@@ -161,9 +162,14 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
             config,
             hidden_size=model.config.hidden_size,
             heads=query_heads(model.config),
-            device=next(module.parameters()).device,
+            device=_device_of_prompts(module),
         ).requires_grad_(config.trained == "adapter")
     return model
+
+
+def _device_of_prompts(module: nn.Module) -> torch.device:
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device  # weights come later, prompts have theirs now
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
@@ -211,9 +217,10 @@ def projected_prompts(model: PreTrainedModel, context: Tensor | None = None) -> 
         context: [N, C], see `zero_init_attention`.
     """
     dtype, states = model.get_input_embeddings().weight.dtype, []
-    for module in attention_modules(model):
+    for layer, module in zip(layers_of(model), attention_modules(model), strict=True):
         if hasattr(module, "adapter"):
-            key, value = project_prompt(module, with_context(module.adapter.prompt, context).to(dtype))
+            with gathered(layer):
+                key, value = project_prompt(module, with_context(module.adapter.prompt, context).to(dtype))
             gate_factor = module.adapter.gate_factor()
             states.append((repeat_heads(key, len(gate_factor)), gate_value(value, gate_factor)))
     return states

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 
 CHUNK_BYTES = 32 * 2**20  # of float32 logits
 
@@ -28,7 +29,7 @@ def head_loss(hidden: Tensor, head: nn.Linear, targets: Tensor, *, chunk_tokens:
     Raises:
         ValueError: the head is trainable or not a plain linear layer, or `chunk_tokens` is below 1.
     """
-    if type(head) is not nn.Linear:
+    if type(head) is not nn.Linear and not isinstance(head, FSDPModule):  # which is a Linear of a type of its own
         raise ValueError(f"The head is a {type(head).__name__}. head_loss takes an nn.Linear that is not quantised.")
     if any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(
@@ -68,6 +69,7 @@ class _HeadLoss(torch.autograd.Function):
                 # (softmax - one-hot) @ weight, divided after the product: a chunk x C division, not chunk x vocabulary
                 product = exponentials.to(weight.dtype) @ weight
                 gradient[part] = product.float().div_(total).sub_(weight[target]).to(weight.dtype)
+            del logits, exponentials  # or the next chunk's would be made beside them
         if differentiate:
             ctx.save_for_backward(gradient)
         return loss

@@ -20,6 +20,7 @@ from transformers import (
 from llama_adapter.examples import IGNORED
 from llama_adapter.flat_batches import flat_model_inputs
 from llama_adapter.head_loss import head_loss
+from llama_adapter.sharding import gathered
 from llama_adapter.tokenizer import load_fast_tokenizer, load_tokenizer
 from llama_adapter.vision import prompt_context
 
@@ -42,7 +43,8 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     context = prompt_context(model, batch)
     if "cu_seqlens" in batch:
         hidden = model.base_model(**flat_model_inputs(batch, context)).last_hidden_state[trained]  # [trained, C]
-        return head_loss(hidden, head, targets[trained]), trained.sum()
+        with gathered(head):
+            return head_loss(hidden, head, targets[trained]), trained.sum()
     # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
     # attention never looks, and the kernel stays `is_causal`.
     images = {} if context is None else {"prompt_context": context}

@@ -9,7 +9,8 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llama_adapter.backbones import family_of, head_parameters
@@ -42,7 +43,9 @@ def load_backbone(
         path: a folder in the Hugging Face or in Meta's layout, or a hub id `org/name`.
         dtype: of all weights that are not quantised: `float32`, `bfloat16` or `float16`.
         quantization: `int8` or `nf4` for the linear layers of the decoder layers; embeddings and head keep `dtype`.
-        device: where the weights are put; the CPU when not given (a Trainer moves them later).
+        device: where the weights are put; the CPU when not given (a Trainer moves them later). `meta`: nowhere yet;
+            each device will read its shard of them (`sharding.shard`). For a decoder in safetensors files, whose names
+            and shapes are checked now.
         tokenizer: where the model's tokenizer is, to check that the embeddings have a row for each of its ids.
         model_class: of transformers, with the head that is wanted (`heads.HEADS`). An encoder's head is new unless the
             files hold the same one; what they hold for another task is left out.
@@ -71,6 +74,8 @@ def load_backbone(
         config.num_labels = classes
     if tokenizer is not None:
         _check_tokenizer(config, tokenizer)
+    if device.type == "meta":
+        return _without_weights(path, config, dtype, model_class)
     base_fingerprint = fingerprint_of_path(path)
     # What will be quantised goes to the device afterwards, layer by layer.
     first_device = device if quantization is None else torch.device("cpu")
@@ -165,6 +170,55 @@ def _load_hugging_face(
         report = _without_heads(path, report, model)
     _check_report(path, report)
     return model.to(device)
+
+
+def _without_weights(
+    path: str | Path, config: PretrainedConfig, dtype: torch.dtype, model_class: type
+) -> PreTrainedModel:
+    if _is_meta(path):
+        raise ValueError(
+            f"{path} is in Meta's layout, of which no device can read a part. Convert it once: "
+            f"python -m llama_adapter.convert {path} <new folder>, and set model.path to that."
+        )
+    folder = (
+        Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    )
+    shapes = {
+        name: tensor.get_slice(name).get_shape()
+        for file in sorted(folder.glob("*.safetensors"))
+        for tensor in [_opened(file)]
+        for name in tensor.keys()
+    }
+    if not shapes:
+        raise FileNotFoundError(
+            f"No *.safetensors in {folder}, and no device can read a part of other files. Save the model as "
+            "safetensors, or choose a trainer that holds the whole model (trainer=8xa100_ddp)."
+        )
+    with torch.device("meta"):
+        model = model_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    known = {*expected, "lm_head.weight"}  # tied embeddings are one parameter, and may be two tensors
+    _check_report(
+        path,
+        {
+            "missing_keys": expected.keys() - shapes.keys(),
+            "unexpected_keys": [name for name in shapes if name not in known and "rotary_emb" not in name],
+            "mismatched_keys": [
+                (name, shapes[name], shape) for name, shape in expected.items() if shapes.get(name, shape) != shape
+            ],
+        },
+    )
+    model.name_or_path = str(folder)
+    model.backbone_fingerprint = fingerprint_of_path(folder)
+    return model.eval().requires_grad_(False)
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"The weights {file} are damaged ({error}). Copy or download them again.") from error
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:

@@ -12,6 +12,7 @@ Files are mapped, not read, and only tensors are accepted from them: code in a p
 import json
 import pickle
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,18 +189,25 @@ class MetaCheckpoint:
         return torch.stack([parts[index // share][index % share] for index in indices])
 
     def load(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """All tensors under transformers' names, joined and reordered.
+        """All tensors under transformers' names, joined and reordered."""
+        state: dict[str, Tensor] = {}
+        for part in self.parts(config, dtype, device):
+            state |= part
+        return state
+
+    def parts(
+        self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+    ) -> Iterator[dict[str, Tensor]]:
+        """The same layer by layer.
 
         The files are opened anew for every layer: the pages that a layer's tensors were read from are given back with
-        the mapping, so memory holds the model once, and of the files never more than one layer.
+        the mapping, so memory holds of the files never more than one layer.
         """
         layers: dict[str, list[str]] = {}
         for name in self.names():
             layers.setdefault(".".join(name.split(".")[:2]), []).append(name)
-        state: dict[str, Tensor] = {}
         for names in layers.values():
-            state |= self._load_some(names, config, dtype, device)
-        return state
+            yield self._load_some(names, config, dtype, device)
 
     def _load_some(
         self, names: list[str], config: PretrainedConfig, dtype: torch.dtype, device: torch.device

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from llama_adapter.adapter_file import other_trainable
 from llama_adapter.attach import adapters
+from llama_adapter.distributed import ShardedStrategy
 from llama_adapter.heads import HEADS, Head
 from llama_adapter.layer_modes import uncompiled
 from llama_adapter.optim import OptimizerConfig, schedule
@@ -61,6 +62,11 @@ class AdapterModule(LightningModule):
         self.validated_step = -1  # optimizer steps done at the last validation
         self._epoch_sums = [0.0, 0.0]  # loss and response tokens of this epoch, over all devices
 
+    def configure_model(self) -> None:
+        """Lightning calls it when the devices know each other, before fit, validation and test alike."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self.model)
+
     # --- training ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -79,8 +85,10 @@ class AdapterModule(LightningModule):
         loss_sum, count = sums.tolist()
         self._reset_step_sums()
         loss = loss_sum / max(count, 1.0)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.average_gradients(self._trainable)
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
-        torch._foreach_mul_(gradients, devices / max(count, 1.0))  # DDP and FSDP average over devices: undo that
+        torch._foreach_mul_(gradients, devices / max(count, 1.0))  # they are averages over devices: undo that
         norm = torch.nn.utils.get_total_norm(gradients).item()
         step = self.global_step + 1
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -4,15 +4,21 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from llama_adapter.sharding import taking_turns
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_shares(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+def in_shares(
+    model: PreTrainedModel, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> list[Result]:
     """The results of all items in their order, on every device.
 
     Args:
+        model: that does the work. One in shards can be run by all devices together alone: they wait for each other.
         items: the same ones on every device.
         work: from a share of the items to a result for each.
     """
@@ -20,7 +26,9 @@ def in_shares(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[R
         return list(work(items))
     rank, devices = dist.get_rank(), dist.get_world_size()
     shares: list[list[Result]] = [[] for _ in range(devices)]
-    dist.all_gather_object(shares, list(work(items[rank::devices])))
+    with taking_turns(model):
+        share = list(work(items[rank::devices]))
+    dist.all_gather_object(shares, share)
     results: list = [None] * len(items)
     for number, share in enumerate(shares):
         results[number::devices] = share

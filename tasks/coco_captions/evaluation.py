@@ -92,7 +92,7 @@ class CaptionEvaluation:
             context = image_contexts(model, share, data.image_columns) if seen else None
             return generate(model, data.tokenizer, prompts, context=context, **self.decoding)
 
-        texts = in_shares(images, answer) if seen else answer(images[:1]) * len(images)
+        texts = in_shares(model, images, answer) if seen else answer(images[:1]) * len(images)
         return {image.id: " ".join(text.split()) for image, text in zip(images, texts, strict=True)}
 
     def _finish(

@@ -122,7 +122,7 @@ class ScienceQAEvaluation:
                 context=image_contexts(model, shown, data.image_columns) if sees_images else None,
             )
 
-        answers = dict(zip(asked, in_shares(asked, answer), strict=True))
+        answers = dict(zip(asked, in_shares(model, asked, answer), strict=True))
         return [answers.get(number, "") for number in range(len(problems))]
 
     def _score(
@@ -137,7 +137,7 @@ class ScienceQAEvaluation:
         """Adds the metrics of one model; returns the options that its categories are of."""
         chosen = {"generation": predicted(problems, texts, data.answer)}
         if self.likelihood:
-            chosen["likelihood"] = in_shares(problems, lambda share: self._most_likely(model, data, share))
+            chosen["likelihood"] = in_shares(model, problems, lambda share: self._most_likely(model, data, share))
         values = {way: accuracy(problems, indices) for way, indices in chosen.items()}
         metrics |= {f"{prefix}{name}": value for name, value in values[self.scored_by].items()}
         metrics |= {f"{prefix}{way}_accuracy": of_way["accuracy"] for way, of_way in values.items()}

@@ -57,7 +57,7 @@ class SquadEvaluation:
         """
         windows = data.test_dataset
         numbers = range(len(windows.questions))
-        decoded = in_shares(numbers, lambda share: self._decode(model, data, share))
+        decoded = in_shares(model, numbers, lambda share: self._decode(model, data, share))
         answers = [self._answer(windows, number, found, data.version) for number, found in enumerate(decoded)]
         metrics = scores(windows, decoded, answers, data.version)
         self._write(windows, decoded, answers, metrics, data.version, folder)

@@ -43,7 +43,7 @@ class VtabEvaluation:
             `<part>/accuracy` and the count `<part>/scored`.
         """
         dataset, part = data.scored_dataset, "test" if len(data.test_dataset) else "val"
-        chosen = in_shares(range(len(dataset)), lambda share: self._classes(model, data, share))
+        chosen = in_shares(model, range(len(dataset)), lambda share: self._classes(model, data, share))
         values = accuracy([picture.label for picture in dataset.pictures], chosen)
         self._write(dataset, chosen, f"{data.folder.name}, {part}", folder)
         return {f"{part}/{name}": value for name, value in values.items()}

@@ -69,8 +69,8 @@ def test_shares_of_devices_make_the_whole(root, model, tmp_path, monkeypatch):
     """Four devices, of which some have one picture and others two: each one's own share, joined as `in_shares` does."""
     data, whole = made(root), {}
 
-    def shares(items, work):
-        assert in_shares(items, work) == in_shares(items, lambda share: [work([item])[0] for item in share])
+    def shares(model, items, work):
+        assert in_shares(model, items, work) == in_shares(model, items, lambda share: [work([item])[0] for item in share])
         results = [None] * len(items)
         for rank in range(4):
             results[rank::4] = work(items[rank::4])
