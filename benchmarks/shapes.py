@@ -74,6 +74,7 @@ class Shape:
 PRESETS = {
     "small": Shape(),
     "llama-7b": Shape(dim=4096, layers=32, heads=32, vocab=32000, prompt_layers=30, dtype="bfloat16"),
+    "llama-13b": Shape(dim=5120, layers=40, heads=40, vocab=32000, prompt_layers=38, dtype="bfloat16"),
 }
 
 
@@ -101,9 +102,9 @@ def shape_of(options: argparse.Namespace) -> Shape:
     return replace(PRESETS[options.preset], **{key: value for key, value in given.items() if value is not None})
 
 
-def random_model(shape: Shape) -> PreTrainedModel:
-    """A frozen LLaMA with random weights, the same ones at every call on the same device."""
-    config = LlamaConfig(
+def llama_config(shape: Shape) -> LlamaConfig:
+    """The shape in transformers' words."""
+    return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.dim,
         intermediate_size=shape.feed_forward,
@@ -116,10 +117,14 @@ def random_model(shape: Shape) -> PreTrainedModel:
         eos_token_id=None,  # generation would end there
         attn_implementation="sdpa",
     )
+
+
+def random_model(shape: Shape) -> PreTrainedModel:
+    """A frozen LLaMA with random weights, the same ones at every call on the same device."""
     devices = [shape.device] if shape.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices), torch.device(shape.device):
         torch.manual_seed(0)
-        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, shape.dtype))
+        model = LlamaForCausalLM._from_config(llama_config(shape), dtype=getattr(torch, shape.dtype))
     return model.requires_grad_(False).eval()
 
 

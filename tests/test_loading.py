@@ -27,6 +27,12 @@ def save_hugging_face(model, folder: Path, **options) -> Path:
     return folder
 
 
+def refuses_both(path, kind: type[Exception], *words: str, **options) -> None:
+    """With and without its weights."""
+    refuses(path, kind, *words, **options)
+    refuses(path, kind, *words, **options, device="meta")
+
+
 def refuses(path, kind: type[Exception], *words: str, **options) -> None:
     with pytest.raises(kind) as error:
         load_backbone(path, **options)
@@ -138,7 +144,7 @@ def test_missing_shard_of_a_hugging_face_folder(tmp_path):
     save_hugging_face(tiny_model(), tmp_path, max_shard_size="20KB")
     name = sorted(tmp_path.glob("model-*.safetensors"))[1].name
     (tmp_path / name).unlink()
-    refuses(tmp_path, FileNotFoundError, f"Weights are missing in {tmp_path}", name)
+    refuses_both(tmp_path, FileNotFoundError, f"Weights are missing in {tmp_path}", name)
 
 
 def test_unknown_family_is_refused_before_the_weights(tmp_path):
@@ -171,14 +177,43 @@ def test_weights_that_do_not_fit(tmp_path, change, message):
     file = tmp_path / "model.safetensors"
     tensors = {name: tensor for name, tensor in (load_file(file) | change).items() if tensor is not None}
     save_file(tensors, file, metadata={"format": "pt"})
-    refuses(tmp_path, ValueError, f"The weights in {tmp_path} are not those of its config.json", message)
+    refuses_both(tmp_path, ValueError, f"The weights in {tmp_path} are not those of its config.json", message)
 
 
 def test_many_problems_are_counted(tmp_path):
     save_hugging_face(tiny_model(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    refuses(tmp_path, ValueError, "model.layers.3.input_layernorm.weight is missing", "and 6 more")
+    refuses_both(tmp_path, ValueError, "model.layers.3.input_layernorm.weight is missing", "and 6 more")
+
+
+def test_without_weights(tmp_path):
+    """Each device will read its shards: names and shapes are checked, and only what no file has has its values."""
+    whole = load_backbone(save_hugging_face(tiny_model("llama_grouped_scaled_rope"), tmp_path, max_shard_size="20KB"))
+    model = load_backbone(tmp_path, dtype="bfloat16", device="meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.rotary_emb.inv_freq, whole.model.rotary_emb.inv_freq)
+    assert model.backbone_fingerprint == whole.backbone_fingerprint
+    assert model.name_or_path == str(tmp_path)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_without_weights_where_no_part_can_be_read(tmp_path):
+    save_meta(tiny_model(), tmp_path / "meta", shards=1)
+    words = (
+        f"{tmp_path / 'meta'} is in Meta's layout, of which no",
+        "python -m llama_adapter.convert",
+        "set model.path",
+    )
+    refuses(tmp_path / "meta", ValueError, *words, device="meta")
+    model = tiny_model()
+    model.config.save_pretrained(tmp_path / "bin")
+    refuses(tmp_path / "bin", FileNotFoundError, f"No weights in {tmp_path / 'bin'}.", device="meta")
+    torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    words = ("are in pytorch_model.bin, of which no device can read a part. Save the model", "trainer=8xa100_ddp")
+    refuses(tmp_path / "bin", ValueError, *words, device="meta")
 
 
 def test_rotary_frequencies_in_an_old_file_are_fine(tmp_path):
@@ -194,7 +229,7 @@ def test_rotary_frequencies_in_an_old_file_are_fine(tmp_path):
 def test_truncated_safetensors(tmp_path, kept):
     file = save_hugging_face(tiny_model(), tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    refuses(tmp_path, ValueError, f"The weights in {tmp_path} are damaged")
+    refuses_both(tmp_path, ValueError, f"The weights in {tmp_path} are damaged")
 
 
 def test_truncated_bin(tmp_path):

@@ -105,7 +105,7 @@ def _meta_samples(checkpoint: MetaCheckpoint) -> Iterator[tuple[str, Tensor]]:
 
 
 def _hugging_face_samples(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
-    files, family = _files_by_tensor(folder), family_of(config)
+    files, family = files_by_tensor(folder), family_of(config)
     # `model.` in a causal LM's file, nothing in a bare base model's.
     prefix = next((name for name in files if name.endswith(family.embeddings)), "").removesuffix(family.embeddings)
     rows = _rows(getattr(config, "vocab_size", config.hidden_size))  # of the words, or of the filters of patches
@@ -114,7 +114,12 @@ def _hugging_face_samples(folder: Path, config: PretrainedConfig) -> Iterator[tu
         yield name, _sample(_read(files[prefix + name], prefix + name, None if name == family.norm else [0]))
 
 
-def _files_by_tensor(folder: Path) -> dict[str, Path]:
+def files_by_tensor(folder: Path) -> dict[str, Path]:
+    """Which file of a folder in the Hugging Face layout holds which tensor.
+
+    Raises:
+        FileNotFoundError: it holds no weights.
+    """
     for name in HUGGING_FACE_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():

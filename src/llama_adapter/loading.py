@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llama_adapter.backbones import family_of, head_parameters
-from llama_adapter.fingerprint import fingerprint, fingerprint_of_path
+from llama_adapter.fingerprint import files_by_tensor, fingerprint, fingerprint_of_path
 from llama_adapter.meta_checkpoint import MetaCheckpoint, is_meta_folder
 from llama_adapter.quantization import check_quantization, quantize
 from llama_adapter.tokenizer import is_hub_id, load_tokenizer
@@ -183,17 +183,7 @@ def _without_weights(
     folder = (
         Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
     )
-    shapes = {
-        name: tensor.get_slice(name).get_shape()
-        for file in sorted(folder.glob("*.safetensors"))
-        for tensor in [_opened(file)]
-        for name in tensor.keys()
-    }
-    if not shapes:
-        raise FileNotFoundError(
-            f"No *.safetensors in {folder}, and no device can read a part of other files. Save the model as "
-            "safetensors, or choose a trainer that holds the whole model (trainer=8xa100_ddp)."
-        )
+    shapes = _shapes(folder)
     with torch.device("meta"):
         model = model_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
@@ -202,7 +192,7 @@ def _without_weights(
     _check_report(
         path,
         {
-            "missing_keys": expected.keys() - shapes.keys(),
+            "missing_keys": [name for name in expected if name not in shapes],
             "unexpected_keys": [name for name in shapes if name not in known and "rotary_emb" not in name],
             "mismatched_keys": [
                 (name, shapes[name], shape) for name, shape in expected.items() if shapes.get(name, shape) != shape
@@ -214,11 +204,23 @@ def _without_weights(
     return model.eval().requires_grad_(False)
 
 
-def _opened(file: Path):
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Of all tensors in a folder's safetensors files."""
+    shapes: dict[str, list[int]] = {}
     try:
-        return safe_open(file, framework="pt")
+        for file in sorted({*files_by_tensor(folder).values()}):
+            if file.suffix != ".safetensors":
+                raise ValueError(
+                    f"The weights in {folder} are in {file.name}, of which no device can read a part. Save the model as "
+                    "safetensors, or choose a trainer that holds the whole model (trainer=8xa100_ddp)."
+                )
+            with safe_open(file, framework="pt") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Weights are missing in {folder}: {error}") from error
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"The weights {file} are damaged ({error}). Copy or download them again.") from error
+        raise ValueError(f"The weights in {folder} are damaged ({error}). Copy or download them again.") from error
+    return shapes
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
