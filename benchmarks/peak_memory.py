@@ -28,11 +28,12 @@ def peak_megabytes(work: Callable[[], object], device: str) -> float | None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     CLEAR_REFS.write_text(RESET_PEAK)
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     work()
-    return (_kilobytes("VmHWM") - before) / 1024
+    return (kilobytes("VmHWM") - before) / 1024
 
 
-def _kilobytes(key: str) -> int:
+def kilobytes(key: str) -> int:
+    """A figure of this process, as `/proc/self/status` calls it: VmRSS, VmHWM."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1])

@@ -24,6 +24,8 @@ class Architecture:
         vocabulary_size: V.
         tied_embeddings: whether the head is the embedding.
         projection_biases: biases on query, key and value (Qwen2).
+        output_bias: a bias on the attention's output projection too (LLaMA with `attention_bias`).
+        mlp_biases: biases in the MLP (LLaMA with `mlp_bias`).
         max_positions: the longest sequence it was made for; 0 where its length is fixed (images).
         encoder_parameters: of an encoder without its head; 0 for a decoder, whose parameters follow from its shape.
         image_size, patch_size: pixels of a side; 0 for text.
@@ -39,6 +41,8 @@ class Architecture:
     vocabulary_size: int = 0
     tied_embeddings: bool = False
     projection_biases: bool = False
+    output_bias: bool = False
+    mlp_biases: bool = False
     max_positions: int = 0
     encoder_parameters: int = 0
     image_size: int = 0
@@ -75,6 +79,8 @@ class Architecture:
             key_value_heads=config.num_key_value_heads,
             tied_embeddings=config.tie_word_embeddings,
             projection_biases=family.projection_biases or getattr(config, "attention_bias", False),
+            output_bias=getattr(config, "attention_bias", False),
+            mlp_biases=getattr(config, "mlp_bias", False),
             max_positions=config.max_position_embeddings,
         )
 
@@ -102,10 +108,23 @@ class Architecture:
     def parameters(self) -> int:
         if self.encoder_parameters:
             return self.encoder_parameters
+        embeddings = self.embedding_parameters * (1 if self.tied_embeddings else 2)
+        return self.layers * self.layer_parameters + embeddings + self.hidden_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """All of one layer: projections, biases and two norms."""
+        width, mlp = self.hidden_size, self.intermediate_size
+        if self.encoder_parameters:  # all projections have biases, as have the norms
+            return self.layer_weights + (2 * self.heads + 2 * self.key_value_heads) * self.head_size + mlp + 5 * width
         biases = self.head_size * (self.heads + 2 * self.key_value_heads) if self.projection_biases else 0
-        embeddings = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        norms = (2 * self.layers + 1) * self.hidden_size
-        return self.layers * (self.layer_weights + biases) + embeddings + norms
+        biases += (width if self.output_bias else 0) + (2 * mlp + width if self.mlp_biases else 0)
+        return self.layer_weights + biases + 2 * width
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the words' embeddings, and as many of a decoder's head."""
+        return self.vocabulary_size * self.hidden_size
 
 
 @dataclass
@@ -135,6 +154,21 @@ class VisionConfig:
         features = len(self.layers) * self.channels * (2 if self.patch_mean else 1)
         return (features + 1) * self.projection_width + (self.projection_width + 1) * hidden_size
 
+    @property
+    def tower_parameters(self) -> int:
+        """Of the tower, about: 12 C^2 in each layer up to the highest that is read (4 C^2 attention, 8 C^2 MLP)."""
+        return max(self.layers, default=0) * 12 * self.channels**2
+
+
+POSITIVE = (  # of `Hardware`, where they are known
+    "peak_tflops",
+    "planned_tflops",
+    "float32_tflops",
+    "memory_bandwidth",
+    "link_bandwidth",
+    "network_bandwidth",
+)
+
 
 @dataclass
 class Hardware:
@@ -145,21 +179,43 @@ class Hardware:
         memory_gib: memory of one device; 0 when it is not known.
         peak_tflops: of one device in the precision of the matrix products, in 10^12 floating point operations per
             second; None for unknown.
-        shards_weights: whether the frozen weights are divided among the devices (FSDP2) or whole on each.
+        planned_tflops: what a plan takes where `peak_tflops` is None; None gives no time.
+        float32_tflops: the peak of products of float32 weights; None where it is the same.
+        utilization: share of the peak that a plan takes a step to reach.
+        memory_bandwidth: of one device, in 10^9 bytes per second; None leaves it out of the plan's time.
+        link_bandwidth: what one device receives from the others of its machine, in 10^9 bytes per second.
+        network_bandwidth: what one machine receives from the others, all its adapters together, in 10^9 bytes per
+            second.
         threads: of the CPU that torch computes with; None for as many as it chooses.
     """
 
     name: str = ""
     memory_gib: float = 0.0
     peak_tflops: float | None = None
-    shards_weights: bool = False
+    planned_tflops: float | None = None
+    float32_tflops: float | None = None
+    utilization: float = 0.4
+    memory_bandwidth: float | None = None
+    link_bandwidth: float | None = None
+    network_bandwidth: float | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"hardware.threads must be at least 1, or null for all, got {self.threads}.")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"hardware.peak_tflops must be above 0, or null where unknown, got {self.peak_tflops}.")
+        for key in POSITIVE:
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"hardware.{key} must be above 0, or null where unknown, got {value}.")
+        if not 0 < self.utilization <= 1:
+            raise ValueError(f"hardware.utilization must be above 0 and at most 1, got {self.utilization}.")
+        if not self.memory_gib >= 0:
+            raise ValueError(f"hardware.memory_gib must be at least 0, which is unknown, got {self.memory_gib}.")
+
+    def tflops_in(self, dtype: str) -> float | None:
+        """The peak that a plan takes for weights of this dtype, in 10^12 operations per second."""
+        of_float32 = self.float32_tflops if dtype == "float32" else None
+        return of_float32 or self.peak_tflops or self.planned_tflops
 
 
 def _count_parameters(config) -> int:

@@ -1,15 +1,29 @@
-"""The arithmetic of a run before it starts: parameters, steps, learning rate and memory, from shapes alone.
+"""A run before it starts: its steps, its learning rate, what it computes, what memory and time it needs.
 
-Nothing is loaded: the numbers come from the configuration, so a run on eight devices can be planned on a laptop.
+Nothing is loaded: the numbers come from the configuration, so a run on eight devices can be planned on a laptop. The
+arithmetic is in flops.py, memory.py and step_time.py, the text in plan_report.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
 
-from llama_adapter.architecture import DTYPE_BYTES, QUANTIZED_BYTES, Architecture, Hardware, VisionConfig
+from llama_adapter.activations import ACTIVATION_CHECKPOINTING
+from llama_adapter.architecture import Architecture, Hardware, VisionConfig
+from llama_adapter.flops import TrainingFlops, training_flops
+from llama_adapter.memory import (
+    ANSWER_SHARE,
+    GIB,
+    Sharding,
+    TrainingMemory,
+    training_memory,
+    weight_bytes,
+)
+from llama_adapter.plan_report import lines_of
+from llama_adapter.plan_warnings import far_rate, notes_of, warnings_of
+from llama_adapter.step_time import StepTime, step_time
 
-GIB = 2**30
-ACTIVATION_CHECKPOINTING = ("layer", "attention", "products")  # what is kept of a layer, see layer_modes.KEPT
+TOWER_TOKENS = 257  # patches and class token of an image: CLIP ViT-L/14 at 224 pixels
 
 
 @dataclass
@@ -22,9 +36,12 @@ class Plan:
     prompt_length: int
     prompt_layers: int
     devices: int
+    nodes: int
+    sharding: Sharding | None
     global_batch_size: int
     micro_batch_size: int
     accumulation: int
+    batching: str
     max_tokens: int | None
     base_learning_rate: float
     learning_rate: float
@@ -39,9 +56,11 @@ class Plan:
     quantization: str | None
     activation_checkpointing: str | None
     vision: VisionConfig | None
+    tower: bool
     trained: str
     head_outputs: int
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def trainable_parameters(self) -> int:
@@ -55,106 +74,95 @@ class Plan:
             return of_task + shape.parameters
         return of_task + self.prompt_layers * (self.prompt_length * shape.hidden_size + shape.heads)
 
-    def memory(self) -> dict[str, float]:
-        """Bytes on one device while training, by part; an estimate for the longest batch, without fragmentation.
-
-        Activations count what autograd keeps of each adapted layer of transformers' decoders: frozen projections keep
-        nothing (their gradient needs the weight alone), so it is the two norms' float32 inputs, query, key, value and
-        output of the attention, output of the prompt half, a log-sum-exp of each, and gate, activation and product of
-        the MLP. Layers below the adapted ones keep nothing. Flat rows need less: the longest batch is padded here.
-        An encoder's layer keeps its norms' inputs in the weights' dtype, and the one input of its activation. A linear
-        probe keeps nothing; full fine-tuning keeps in all layers, the inputs of all projections too.
-        With activation checkpointing a layer keeps its input and what was chosen, and one layer at a time is whole.
-        """
-        shape, size = self.architecture, DTYPE_BYTES[self.dtype]
-        packed = shape.layers * shape.layer_weights
-        weights = (shape.parameters - packed) * size + packed * QUANTIZED_BYTES.get(self.quantization, size)
-        if self.hardware.shards_weights:
-            weights = weights / self.devices + 2 * shape.layer_weights * size  # two layers are gathered at a time
-        attention_width = shape.heads * shape.head_size
-        key_width, mlp_width = shape.key_value_heads * shape.head_size, shape.intermediate_size
-        of_attention = size * (3 * attention_width + 2 * key_width) + shape.heads * 2 * 4
-        if shape.encoder_parameters:
-            of_layer = size * (2 * shape.hidden_size + mlp_width) + of_attention
-        else:
-            of_layer = size * 3 * mlp_width + 2 * 4 * shape.hidden_size + of_attention
-        layers = {"adapter": self.prompt_layers, "head": 0, "all": shape.layers}[self.trained]
-        if self.trained == "all":
-            of_layer += size * (2 * shape.hidden_size + attention_width + mlp_width)
-        kept = {"layer": size * shape.hidden_size}
-        kept["attention"] = kept["layer"] + 2 * (size * attention_width + 4 * shape.heads)
-        kept["products"] = kept["attention"] + size * (attention_width + 2 * key_width + 2 * mlp_width)
-        kept["products"] += size * 2 * shape.hidden_size  # outputs of o_proj and down_proj
-        if self.activation_checkpointing is None:
-            per_token = layers * of_layer
-        else:
-            per_token = layers * kept[self.activation_checkpointing] + of_layer
+    @cached_property
+    def memory(self) -> TrainingMemory:
+        """Of one device, for the longest batch that there can be."""
         tokens = self.micro_batch_size * self.max_length
         if self.max_tokens is not None:
             tokens = min(tokens, max(self.max_tokens, self.max_length))
-        answer_share = 0.5  # half of an example's tokens are trained, more or less; logits exist for those alone
-        logits = 0.0 if shape.encoder_parameters else answer_share * tokens * shape.vocabulary_size * (2 * 4 + 2 * size)
-        return {
-            "weights": weights,
-            "activations": per_token * tokens,
-            "logits": logits,
-            "adapter and optimizer": self.trainable_parameters * 4 * 4,  # value, gradient and AdamW's two moments
-        }
+        return training_memory(
+            self.architecture,
+            sharding=self.sharding,
+            prompt_length=self.prompt_length,
+            prompt_layers=self.prompt_layers,
+            trained=self.trained,
+            trainable=self.trainable_parameters,
+            examples=self.micro_batch_size,
+            tokens=tokens,
+            padded=self.batching == "padded",
+            dtype=self.dtype,
+            quantization=self.quantization,
+            activation_checkpointing=self.activation_checkpointing,
+            vision=self.vision,
+            tower=self.tower,
+        )
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Of all devices, shared prefixes in each example."""
+        return self.global_batch_size * self.tokens_per_example
+
+    @cached_property
+    def micro_batch_flops(self) -> TrainingFlops:
+        """Of an average micro-batch on one device; shared prefixes and padding are not taken into account."""
+        shape, examples = self.architecture, self.global_batch_size / (self.devices * self.accumulation)
+        length = self.tokens_per_example
+        pairs = length**2 if shape.encoder_parameters else length * (length + 1) / 2
+        flops = training_flops(
+            shape,
+            prompt_length=self.prompt_length,
+            prompt_layers=self.prompt_layers,
+            tokens=examples * length,
+            attended=examples * pairs,
+            trained=examples * length * ANSWER_SHARE,
+            trains=self.trained,
+            prompt_sets=ceil(examples) if self.vision else 1,
+            activation_checkpointing=self.activation_checkpointing,
+        )
+        images = 2.0 * self.vision.tower_parameters * TOWER_TOKENS * examples if self.vision and self.tower else 0.0
+        return replace(flops, images=images)
+
+    @property
+    def flops_per_step(self) -> float:
+        """Of all devices, with what is computed again."""
+        return self.micro_batch_flops.computed * self.accumulation * self.devices
+
+    @cached_property
+    def time(self) -> StepTime | None:
+        """Of a step; None where the speed of the hardware is not known."""
+        shape = self.architecture
+        layer_bytes, other_bytes = weight_bytes(shape, self.dtype, self.quantization)
+        return step_time(
+            self.micro_batch_flops,
+            hardware=self.hardware,
+            dtype=self.dtype,
+            devices=self.devices,
+            nodes=self.nodes,
+            micro_batches=self.accumulation,
+            layers=shape.layers,
+            layers_backward={"adapter": self.prompt_layers, "head": 0, "all": shape.layers}[self.trained],
+            layer_bytes=layer_bytes,
+            other_bytes=other_bytes,
+            gradient_bytes=4.0 * self.trainable_parameters,
+            sharding=self.sharding,
+            recomputes=self.activation_checkpointing is not None,
+        )
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the longest batch fits; None where the device's memory is not known."""
+        return self.memory.total <= self.hardware.memory_gib * GIB if self.hardware.memory_gib else None
 
     def lines(self) -> list[tuple[str, str]]:
         """The plan as pairs of a title and its text."""
-        shape, memory = self.architecture, self.memory()
-        total = sum(memory.values())
-        parts = ", ".join(f"{name} {value / GIB:.2f}" for name, value in memory.items())
-        room = f" of {self.hardware.memory_gib:g}" if self.hardware.memory_gib else ""
-        frozen = f"{shape.parameters:,} frozen in {self.quantization or self.dtype}"
-        warmup = f"warm-up {self.warmup_epochs:g} of {self.epochs:.3g} epochs"
-        return [
-            ("model", f"{self.model}: {frozen}"),
-            (
-                "trainable parameters",
-                f"{self.trainable_parameters:,} ({self._trained()}), total {self._total():,}",
-            ),
-            (
-                "global batch",
-                f"{self.global_batch_size} = {self.devices} devices x {self._micro_batch()} x "
-                f"{self.accumulation} accumulated",
-            ),
-            (
-                "learning rate",
-                f"{self.learning_rate:.4g} (base {self.base_learning_rate:g} x {self.global_batch_size} / 256), "
-                f"{warmup}",
-            ),
-            ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} per epoch of {self.examples:,} examples)"),
-            (
-                "tokens per step",
-                f"about {self.global_batch_size * self.tokens_per_example:,.0f} "
-                f"({self.tokens_per_example:.1f} per example, at most {self.max_length})",
-            ),
-            ("memory per device", f"about {total / GIB:.2f}{room} GiB ({parts})"),
-            *(("warning", warning) for warning in self.warnings),
-        ]
-
-    def _trained(self) -> str:
-        if self.trained == "head":
-            return "the head alone"
-        if self.trained == "all":
-            return "all weights"
-        parts = [f"K={self.prompt_length}, L={self.prompt_layers} of {self.architecture.layers} layers"]
-        parts += ["and the projection of images"] if self.vision else []
-        parts += ["and the head"] if self.head_outputs else []
-        return ", ".join(parts)
-
-    def _total(self) -> int:
-        return self.trainable_parameters + (0 if self.trained == "all" else self.architecture.parameters)
-
-    def _micro_batch(self) -> str:
-        if self.max_tokens is None:
-            return f"{self.micro_batch_size} examples"
-        return f"at most {self.micro_batch_size} examples and {self.max_tokens:,} tokens"
+        return lines_of(self)
 
     def __str__(self) -> str:
         return "\n".join(f"{title:<20}  {text}" for title, text in self.lines())
+
+    def warn_if_far(self, recipe_rate: float) -> None:
+        """Adds a warning when the learning rate is far from that of the task's recipe."""
+        self.warnings += far_rate(self, recipe_rate)
 
 
 def make_plan(
@@ -173,8 +181,11 @@ def make_plan(
     max_length: int,
     dtype: str,
     quantization: str | None,
+    nodes: int = 1,
+    sharding: Sharding | None = None,
     activation_checkpointing: str | None = None,
     vision: VisionConfig | None = None,
+    tower: bool = False,
     accumulation: int | None = None,
     head_outputs: int = 0,
 ) -> Plan:
@@ -183,12 +194,14 @@ def make_plan(
     Args:
         model: its name, for messages.
         adapter, batches, optimizer: the `AdapterConfig`, `BatchConfig` and `OptimizerConfig` of the run.
-        devices: over all nodes.
+        devices, nodes: devices over all machines, and the machines.
         max_epochs, max_steps: as Lightning takes them; a `max_steps` of -1 sets no limit.
         examples, tokens_per_example: of the training data.
         max_length: tokens of an example at most.
+        sharding: of the frozen weights; None where every device holds them all.
         activation_checkpointing: one of `ACTIVATION_CHECKPOINTING`, or None.
         vision: of a model that is trained with images.
+        tower: whether images pass its tower in every step; otherwise their features were computed before.
         accumulation: micro-batches of a step on each device, where the data have been counted; None estimates it.
         head_outputs: of an encoder's head: 2 for spans, or the number of classes.
 
@@ -220,13 +233,6 @@ def make_plan(
     if max_steps >= 0:
         steps = min(steps, max_steps)
     whole_epochs, rest = divmod(steps, steps_per_epoch)
-    epochs = whole_epochs + rest * batches.global_batch_size / examples
-    warnings = []
-    if optimizer.warmup_epochs >= epochs:
-        warnings.append(
-            f"the run of {epochs:.3g} epochs ends within its warm-up of {optimizer.warmup_epochs:g}: the learning rate "
-            "never reaches its peak"
-        )
     plan = Plan(
         model=model,
         architecture=architecture,
@@ -234,14 +240,17 @@ def make_plan(
         prompt_length=adapter.prompt_length,
         prompt_layers=adapter.prompt_layers,
         devices=devices,
+        nodes=nodes,
+        sharding=sharding,
         global_batch_size=batches.global_batch_size,
         micro_batch_size=micro,
         accumulation=accumulation,
+        batching=batches.batching,
         max_tokens=batches.max_tokens,
         base_learning_rate=optimizer.base_learning_rate,
         learning_rate=optimizer.learning_rate(batches.global_batch_size),
         warmup_epochs=optimizer.warmup_epochs,
-        epochs=epochs,
+        epochs=whole_epochs + rest * batches.global_batch_size / examples,
         examples=examples,
         tokens_per_example=tokens_per_example,
         max_length=max_length,
@@ -251,14 +260,10 @@ def make_plan(
         quantization=quantization,
         activation_checkpointing=activation_checkpointing,
         vision=vision,
+        tower=tower,
         trained=adapter.trained,
         head_outputs=head_outputs,
-        warnings=warnings,
     )
-    needed = sum(plan.memory().values()) / GIB
-    if hardware.memory_gib and needed > hardware.memory_gib:
-        plan.warnings.append(
-            f"about {needed:.1f} GiB are needed and {hardware.name} has {hardware.memory_gib:g}: lower "
-            "data.micro_batch_size or data.max_tokens, shard the weights, or quantise the model"
-        )
+    plan.warnings += warnings_of(plan, most=batches.micro_batch_size)
+    plan.notes += notes_of(plan)
     return plan

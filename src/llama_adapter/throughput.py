@@ -16,59 +16,9 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from llama_adapter.architecture import Architecture
 from llama_adapter.attach import adapters, trained_of
 from llama_adapter.examples import TokenCounts
+from llama_adapter.flops import training_flops
 
 GIB = 2**30
-
-
-def training_flops(
-    shape: Architecture,
-    *,
-    prompt_length: int,
-    prompt_layers: int,
-    tokens: int,
-    attended: int,
-    trained: int,
-    trains: str = "adapter",
-) -> float:
-    """Floating point operations of one forward and backward pass; a multiplication with its addition counts as two.
-
-    A weight of a frozen projection costs 2 per token forward and 2 backward: the gradient goes through it to its input,
-    and it has none itself (a trained one would cost 2 more). Below the adapted layers nothing goes backward. In the
-    lowest adapted layer the gradient ends at the prompts: the words' query, key and value projections and their
-    attention are forward only.
-
-    The attention costs 2 D per head for a score and 2 D for its value, for every pair of a query and a key that it
-    sees: 4 D H forward, twice that backward. The prompts are K keys more for every token. They also pass the key and
-    value projections themselves, K tokens in every adapted layer, forward and backward.
-
-    A language model's head is applied to the trained positions only; an encoder's, thousands of times smaller, is left
-    out, as are embeddings, norms, rotations and activations.
-
-    Args:
-        shape: of the frozen model.
-        prompt_length, prompt_layers: K and L.
-        tokens: that are computed, padding left out, shared prefixes once.
-        attended: pairs of a query and a key that it sees, see `TokenCounts`.
-        trained: response tokens.
-        trains: see `AdapterConfig.trained`; a linear probe has no backward pass, full fine-tuning one through all
-            layers, in which a weight costs 4, not 2.
-    """
-    width, query_width = shape.hidden_size, shape.heads * shape.head_size
-    key_width = shape.key_value_heads * shape.head_size
-    mlp, output = shape.mlp_projections * width * shape.intermediate_size, query_width * width
-    query_key_value = width * (query_width + 2 * key_width)
-    forward = 2 * shape.layers * (mlp + output + query_key_value) * tokens
-    of_pair = 4 * query_width
-    head = 0 if shape.encoder_parameters else 2 * trained * shape.vocabulary_size * width
-    if trains == "head":
-        return float(forward + of_pair * attended * shape.layers)
-    if trains == "all":
-        return float(3 * (forward + of_pair * attended * shape.layers + head))
-    backward = 2 * (prompt_layers * (mlp + output) + (prompt_layers - 1) * query_key_value) * tokens
-    words = of_pair * attended * (shape.layers + 2 * (prompt_layers - 1))
-    prompts = of_pair * tokens * prompt_length * prompt_layers * 3
-    projected_prompts = 2 * prompt_length * prompt_layers * 2 * width * key_width * 2
-    return float(forward + backward + words + prompts + projected_prompts + 2 * head)
 
 
 class Throughput(Callback):
@@ -128,7 +78,8 @@ class Throughput(Callback):
             attended=counts.attended,
             trained=trained,
             trains=self._trains,
-        )
+            prompt_sets=int(batch.get("example_count", 1)),
+        ).useful
         figures = torch.tensor(
             [seconds, counts.useful, trained, counts.computed, counts.padding, flops], dtype=torch.float64
         )
