@@ -117,3 +117,17 @@ def test_is_a_lightning_logger(tmp_path):
     logger.log_hyperparams({"anything": 1})
     assert logger.experiment is logger
     assert not logger.path.exists()
+
+
+def test_rows_of_now_written_later(tmp_path):
+    """By the thread of a checkpoint, while the training adds rows."""
+    logger = RunCsvLogger(tmp_path)
+    logger.log_metrics({"train/loss": 3.0}, step=1)
+    write = logger.save_later()
+    logger.log_metrics({"train/loss": 2.0}, step=2)
+    logger.log_metrics({"val/loss": 1.0}, step=1)
+    assert not (tmp_path / "metrics.csv").exists()
+    write()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss", "1,3.0"]
+    logger.save()
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3

@@ -10,11 +10,12 @@ from lightning import Callback, Trainer
 
 from llama_adapter.attach import adapters, attach
 from llama_adapter.batches import BatchConfig
+from llama_adapter.checkpoint_files import newest_checkpoint
 from llama_adapter.data import PaddedCollator
 from llama_adapter.heads import response_loss
 from llama_adapter.module import AdapterModule, NonFiniteLossError
 from llama_adapter.optim import OptimizerConfig
-from llama_adapter.run_checkpoint import RunCheckpoint, newest_checkpoint
+from llama_adapter.run_checkpoint import RunCheckpoint
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import tiny_model
 from tests.tiny_training import FailAt, TinyData, adapted_model, assert_same_adapter, fit, make_examples

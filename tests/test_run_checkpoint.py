@@ -3,28 +3,40 @@
 import errno
 import itertools
 import os
+import random
 import signal
+import subprocess
+import threading
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, Trainer, seed_everything
 
+from llama_adapter.attach import attach
 from llama_adapter.batches import BatchConfig
-from llama_adapter.run_checkpoint import RunCheckpoint, RunInterrupted, newest_checkpoint, step_checkpoints
+from llama_adapter.checkpoint_files import newest_checkpoint, step_checkpoints
+from llama_adapter.csv_logger import RunCsvLogger
+from llama_adapter.run_checkpoint import SIGNALS, RunCheckpoint, RunInterrupted, StoppedAtOnce, logger_run_ids
+from llama_adapter.zero_init import AdapterConfig
+from tests.conftest import tiny_model
 from tests.tiny_training import FailAt, Run, assert_same_adapter, fit
 
 STEPS = 9  # of an uninterrupted run: three epochs of three global batches
 
 
-def checkpointing(folder: Path, every: int = 2, keep_last: int = 50) -> RunCheckpoint:
-    return RunCheckpoint(folder / "checkpoints", every_n_train_steps=every, keep_last=keep_last)
+def checkpointing(folder: Path, every: int = 2, keep_last: int = 50, asynchronous: bool = True) -> RunCheckpoint:
+    options = {"every_n_train_steps": every, "keep_last": keep_last, "asynchronous": asynchronous}
+    return RunCheckpoint(folder / "checkpoints", **options)
 
 
-def run(folder: Path, *others: Callback, every: int = 2, keep_last: int = 50, **options) -> Run:
+def run(
+    folder: Path, *others: Callback, every: int = 2, keep_last: int = 50, asynchronous: bool = True, **options
+) -> Run:
     options = {"catch": (InterruptedError, RunInterrupted)} | options
-    return fit(folder, callbacks=(checkpointing(folder, every, keep_last), *others), **options)
+    return fit(folder, callbacks=(checkpointing(folder, every, keep_last, asynchronous), *others), **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -215,42 +227,211 @@ def test_settings_are_checked(tmp_path):
 # --- a disk that is full --------------------------------------------------------------------------------------------
 
 
-def _no_space(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def fill_disk(monkeypatch) -> None:
+    """From now on no checkpoint gets its name."""
+    replace = os.replace
+
+    def no_space(source, target) -> None:
+        if str(target).endswith(".ckpt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_space)
 
 
-def _no_space_of_torch(self, path, *_: object, **__: object) -> None:
-    Path(path).write_bytes(b"half a checkpoint")
-    raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own for the checkpoints, with room for about four of them."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=112k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("where", ["torch", "rename"])
-def test_a_full_disk(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_disk_that_is_really_full(tmp_path, small_disk, whole_runs, asynchronous):
+    crashed = run(tmp_path, every=1, asynchronous=asynchronous, catch=OSError)
+    step = newest_checkpoint(small_disk)[1]
+    assert step in (3, 4, 5)
+    path = small_disk / f"step_{step + 1:06d}.ckpt"
+    assert str(crashed.error) == (
+        f"Cannot write the checkpoint {path}: [Errno 28] No space left on device. Is the disk full?"
+    )
+    assert step + 1 <= crashed.trainer.global_step <= step + 2, "it ends at the next step"
+    assert names(tmp_path) == ["best.ckpt", *(f"step_{number:06d}.ckpt" for number in range(1, step + 1))]
+    for old in step_checkpoints(small_disk)[:-1]:
+        old.unlink()  # somebody makes room
+    assert_same_run(tmp_path, run(tmp_path, every=50, keep_last=1, resume=True), *whole_runs())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_at_the_last_moment(tmp_path, monkeypatch, asynchronous):
     class FillDisk(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-            if trainer.global_step == 4:
-                if where == "torch":
-                    monkeypatch.setattr(Trainer, "save_checkpoint", _no_space_of_torch)
-                else:
-                    replace = os.replace
-                    monkeypatch.setattr(
-                        os, "replace", lambda s, t: _no_space() if str(t).endswith(".ckpt") else replace(s, t)
-                    )
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                trainer.strategy.checkpoint_io.wait()  # for the one of the epoch that has just ended
+                fill_disk(monkeypatch)
 
-    crashed = run(tmp_path, FillDisk(), every=2, catch=OSError)
+    crashed = run(tmp_path, FillDisk(), every=2, asynchronous=asynchronous, catch=OSError)
     path = tmp_path / "checkpoints/step_000004.ckpt"
-    reason = "[enforce fail" if where == "torch" else "[Errno 28] No space left on device"
-    assert str(crashed.error).startswith(f"Cannot write the checkpoint {path}: {reason}")
-    assert str(crashed.error).endswith(". Is the disk full?")
+    assert str(crashed.error) == (
+        f"Cannot write the checkpoint {path}: [Errno 28] No space left on device. Is the disk full?"
+    )
     assert names(tmp_path) == ["best.ckpt", "step_000001.ckpt", "step_000002.ckpt", "step_000003.ckpt"]
     assert newest_checkpoint(tmp_path / "checkpoints")[1] == 3
 
 
 def test_a_full_disk_shows_after_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "save_checkpoint", _no_space_of_torch)
+    fill_disk(monkeypatch)
     crashed = run(tmp_path, every=1000, catch=OSError)
     assert crashed.trainer.global_step == 1 and "step_000001.ckpt" in str(crashed.error)
     assert names(tmp_path) == []
+
+
+def test_an_error_of_the_last_file_is_not_lost(tmp_path, monkeypatch):
+    class FillDisk(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
+            if trainer.current_epoch == 2:
+                fill_disk(monkeypatch)
+
+    crashed = run(tmp_path, FillDisk(), every=50, catch=OSError)
+    assert "best.ckpt" in str(crashed.error) or "step_000009.ckpt" in str(crashed.error)
+
+
+def test_an_error_of_the_file_is_told_when_something_else_ends_the_run(tmp_path, monkeypatch, caplog):
+    class FailAfterSaving(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 2:
+                fill_disk(monkeypatch)
+
+        def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
+            trainer.callbacks[-1].save(trainer)
+            raise InterruptedError("crashed")
+
+    crashed = run(tmp_path, FailAfterSaving(), every=50, catch=InterruptedError)
+    assert str(crashed.error) == "crashed"
+    assert caplog.messages[-1].startswith(f"Cannot write the checkpoint {tmp_path}/checkpoints/step_000003.ckpt: ")
+
+
+# --- while the training goes on -------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, whole_runs):
+    """The file holds the step it is named after, not the steps that were done before it was written."""
+    release, fsync, seen = threading.Event(), os.fsync, []
+
+    def slow(descriptor: int) -> None:
+        if threading.current_thread().name == "checkpoint-writer":
+            assert release.wait(60)
+        fsync(descriptor)
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                trainer.strategy.checkpoint_io.wait()  # for the one of the epoch that has just ended
+                monkeypatch.setattr(os, "fsync", slow)
+
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 5 and not trainer.fit_loop._should_accumulate():
+                seen.extend(names(tmp_path))
+                release.set()
+
+    run(tmp_path, Watch(), FailAt(5), every=4)
+    assert seen == ["best.ckpt", "step_000001.ckpt", "step_000003.ckpt"], "a step later"
+    assert newest_checkpoint(tmp_path / "checkpoints")[1] == 4
+    assert_same_run(tmp_path, run(tmp_path, every=50, resume=True), *whole_runs())
+
+
+def test_the_older_one_stays_until_the_newer_one_is_whole(tmp_path, monkeypatch):
+    before, replace = [], os.replace
+
+    def watched(source, target) -> None:
+        if str(target).endswith(".ckpt"):
+            before.append([path.stem for path in step_checkpoints(tmp_path / "checkpoints")])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    run(tmp_path, every=1, keep_last=1, max_epochs=1)
+    # best.ckpt is written in front of the third one
+    assert before == [[], ["step_000001"], ["step_000002"], ["step_000002"]]
+    assert names(tmp_path) == ["best.ckpt", "step_000003.ckpt"]
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crash", [4, 6])  # within an epoch and at its end
+def test_a_run_with_dropout_resumes_to_the_same_bytes(tmp_path, crash):
+    def dropping(folder: Path, *others: Callback, **options) -> Run:
+        torch.manual_seed(0)
+        model = attach(tiny_model(attention_dropout=0.3), AdapterConfig(prompt_length=3, prompt_layers=2))
+        torch.manual_seed(1 + options.get("resume", False))  # a resumed run starts from other random numbers
+        batches = BatchConfig(global_batch_size=8, micro_batch_size=2, batching="padded")  # a flat row has no dropout
+        return run(folder, *others, model=model, batches=batches, dropout=True, every=1, **options)
+
+    whole = dropping(tmp_path / "whole")
+    without = run(tmp_path / "without", max_epochs=1)
+    assert whole.column("train/loss")[0] != without.column("train/loss")[0], "dropout is on"
+    dropping(tmp_path / "killed", FailAt(crash))
+    resumed = dropping(tmp_path / "killed", resume=True)
+    assert_same_run(tmp_path / "killed", resumed, tmp_path / "whole", whole)
+
+
+class Draw(Callback):
+    """Takes a number from every generator at every step."""
+
+    def __init__(self) -> None:
+        self.numbers: list[tuple] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        numbers = random.random(), numpy.random.rand(), torch.rand(()).item()
+        self.numbers.append((trainer.global_step, *numbers))
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    whole, first, second = Draw(), Draw(), Draw()
+    seed_everything(0, verbose=False)
+    run(tmp_path / "whole", whole)
+    seed_everything(0, verbose=False)
+    run(tmp_path / "killed", first, FailAt(5))
+    seed_everything(5, verbose=False)
+    run(tmp_path / "killed", second, resume=True)
+    assert [row for row in first.numbers if row[0] < 4] + second.numbers == whole.numbers
+
+
+def test_a_file_of_an_earlier_version_without_random_states(tmp_path, whole_runs):
+    run(tmp_path, FailAt(5))
+    path = newest_checkpoint(tmp_path / "checkpoints")[0]
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["random_states"], checkpoint["callbacks"]["RunCheckpoint"]["run_ids"]
+    torch.save(checkpoint, path)
+    assert logger_run_ids(path) == {}
+    assert_same_run(tmp_path, run(tmp_path, resume=True), *whole_runs())
+
+
+# --- loggers --------------------------------------------------------------------------------------------------------
+
+
+class NamedLogger(RunCsvLogger):
+    """Knows its run under an id, as W&B does."""
+
+    run_id = "abc123"
+
+
+class AddLogger(Callback):
+    def setup(self, trainer: Trainer, module, stage: str) -> None:
+        trainer.loggers = [*trainer.loggers, NamedLogger(trainer.default_root_dir + "/named")]
+
+
+def test_a_checkpoint_knows_the_ids_of_the_runs_loggers(tmp_path):
+    run(tmp_path, AddLogger(), max_epochs=1)
+    for path in (tmp_path / "checkpoints").iterdir():
+        assert logger_run_ids(path) == {"NamedLogger": "abc123"}
+    run(tmp_path / "plain", max_epochs=1)
+    assert logger_run_ids(tmp_path / "plain/checkpoints/best.ckpt") == {}
 
 
 # --- destroyed files ------------------------------------------------------------------------------------------------
@@ -276,7 +457,7 @@ def test_newest(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "zeros", "text"])
 def test_a_destroyed_newest_one_is_passed_over(tmp_path, caplog, damage):
     for step in (2, 4):
         write_checkpoint(tmp_path / f"step_{step:06d}.ckpt")
@@ -289,6 +470,9 @@ def test_a_destroyed_newest_one_is_passed_over(tmp_path, caplog, damage):
             path.write_bytes(content[:-100])
         case "bit":
             flip(path, content.index(torch.arange(1000.0).numpy().tobytes()) + 2000, bits=1)
+        case "zeros":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes(500) + content[middle + 500 :])
         case "text":
             path.write_text("not a checkpoint")
     assert newest_checkpoint(tmp_path) == (tmp_path / "step_000002.ckpt", 2)
@@ -350,7 +534,7 @@ class SendSignal(Callback):
 @pytest.fixture(autouse=True)
 def own_handlers():
     """The handlers of a shell's python; checked and put back after every test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     after = {number: signal.getsignal(number) for number in before}
     for number, handler in before.items():
@@ -358,7 +542,7 @@ def own_handlers():
     assert after == before, "a run must leave the handlers as they were"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("step", [5, 6])  # within an epoch; at its end, where the checkpoint follows the validation
 def test_a_signal_stops_after_the_step(tmp_path, whole_runs, caplog, number, step):
     stopped = run(tmp_path, SendSignal(number, step=step), every=50)
@@ -370,12 +554,42 @@ def test_a_signal_stops_after_the_step(tmp_path, whole_runs, caplog, number, ste
     assert_same_run(tmp_path, run(tmp_path, every=50, resume=True), *whole_runs())
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_stops_at_once(tmp_path, number, monkeypatch):
+    monkeypatch.setattr("llama_adapter.run_checkpoint.REPEATED_SECONDS", 0.0)
     # Lightning makes an exit of the KeyboardInterrupt.
-    stopped = run(tmp_path, SendSignal(signal.SIGINT, step=5, times=2), every=50, catch=SystemExit)
-    assert isinstance(stopped.error.__context__, KeyboardInterrupt)
+    stopped = run(tmp_path, SendSignal(number, step=5, times=2), every=50, catch=SystemExit)
+    assert isinstance(stopped.error.__context__, StoppedAtOnce)
+    assert stopped.error.__context__.signal_number == number
+    assert str(stopped.error.__context__) == f"Stopped at once by {number.name}."
     assert stopped.trainer.global_step == 4
     assert newest_checkpoint(tmp_path / "checkpoints")[1] == 3
+
+
+@pytest.mark.parametrize("phase", ["validate", "test"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_after_the_training_stops_at_once(tmp_path, phase, number):
+    """Nothing is left to save; Lightning alone would wait for a place to stop at, and exit with 0."""
+
+    class SendAfterwards(Callback):
+        def send(self, trainer: Trainer, *_: object) -> None:
+            if trainer.state.fn == phase:
+                os.kill(os.getpid(), number)
+
+        on_validation_batch_start = on_test_batch_start = send
+
+    finished = run(tmp_path, SendAfterwards(), max_epochs=1)
+    with pytest.raises(SystemExit) as end:
+        getattr(finished.trainer, phase)(finished.module, finished.data, verbose=False)
+    assert isinstance(end.value.__context__, StoppedAtOnce)
+    assert end.value.__context__.signal_number == number
+
+
+def test_signals_at_the_same_time_are_one(tmp_path):
+    """Ctrl-C under torchrun: from the terminal, and passed on."""
+    stopped = run(tmp_path, SendSignal(signal.SIGINT, step=5, times=2), SendSignal(signal.SIGTERM, step=5))
+    assert isinstance(stopped.error, RunInterrupted)
+    assert newest_checkpoint(tmp_path / "checkpoints")[1] == 5
 
 
 def test_the_handlers_of_the_caller_come_back_after_a_whole_run(tmp_path):

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from llama_adapter.attach import attach
 from llama_adapter.batches import BatchConfig
+from llama_adapter.checkpoint_files import newest_checkpoint
 from llama_adapter.csv_logger import RunCsvLogger
 from llama_adapter.data import Example, ExampleDataModule
 from llama_adapter.heads import HEADS, response_loss
 from llama_adapter.module import AdapterModule
 from llama_adapter.optim import OptimizerConfig
-from llama_adapter.run_checkpoint import newest_checkpoint
 from llama_adapter.zero_init import AdapterConfig
 from tests.conftest import tiny_model
 
@@ -111,6 +111,7 @@ def fit(
     data: TinyData | None = None,
     callbacks: tuple[Callback, ...] = (),
     resume: bool = False,
+    dropout: bool = False,
     loss: Callable = response_loss,
     catch: type[BaseException] | tuple[type[BaseException], ...] = (),
     **options: object,
@@ -119,6 +120,7 @@ def fit(
 
     Args:
         loss: of a model and a batch, as `heads.response_loss`.
+        dropout: whether the model's own dropout is on.
         resume: continue from the newest checkpoint in `folder / "checkpoints"`.
         catch: errors that end the run and become `Run.error`.
     """
@@ -128,12 +130,13 @@ def fit(
         adapted_model() if model is None else model,
         optimizer or OptimizerConfig(base_learning_rate=1.0, warmup_epochs=0.5),
         head=replace(HEADS["language"], loss=loss),
+        dropout=dropout,
     )
     logger, checkpoint = RunCsvLogger(folder), None
     if resume:
         checkpoint, step = newest_checkpoint(folder / "checkpoints")
         logger.keep_until(step)
-    options = {"max_epochs": 3, "log_every_n_steps": 1, "devices": 1} | options
+    options = {"max_epochs": 3, "log_every_n_steps": 1, "devices": 1, "num_sanity_val_steps": 0} | options
     trainer = Trainer(
         accelerator="cpu",
         accumulate_grad_batches=data.batches.split(options["devices"])[1],
@@ -141,7 +144,6 @@ def fit(
         callbacks=list(callbacks),
         default_root_dir=folder,
         use_distributed_sampler=False,
-        num_sanity_val_steps=0,
         enable_checkpointing=bool(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,16 +1,17 @@
-"""What a run watches: that only the adapter moves, how gates open, what it would answer, a loss that is no number."""
+"""What a run watches: that only the adapter moves, how gates open, what it would answer."""
 
+import json
 import logging
 from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from llama_adapter.attach import adapters
 from llama_adapter.files import write_json
 from llama_adapter.generation import generate
-from llama_adapter.module import NonFiniteLossError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ class FrozenAudit(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         if self._steps < 2 or not self._before:
             return
-        moved = {n: not torch.equal(_signature(p), self._before[n]) for n, p in module.named_parameters()}
+        changed = [not torch.equal(_signature(p), self._before[n]) for n, p in module.named_parameters()]
+        changed = torch.tensor(changed, dtype=torch.int64, device=trainer.strategy.root_device)
+        changed = trainer.strategy.reduce(changed, reduce_op="sum")  # a device sees its shards alone
+        moved = dict(zip(self._before, changed.bool().tolist(), strict=True))
         self._before = {}
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         frozen_moved = [name for name, has_moved in moved.items() if has_moved and name not in trained]
@@ -59,15 +63,19 @@ class FrozenAudit(Callback):
 
 def _signature(parameter: Tensor) -> Tensor:
     values = parameter.detach()
+    if isinstance(values, DTensor):
+        values = values.to_local()
+    if not values.numel():  # a device's part of a tensor with fewer rows than devices
+        return torch.zeros(2, dtype=torch.uint64)
     # The hash is a xor, in which equal values cancel out (zeros that were all set to one number); the sum sees those.
     return torch.stack((torch.hash_tensor(values), values.sum(dtype=torch.float64).view(torch.uint64)))
 
 
 class GateChart(Callback):
-    """Draws tanh(gate) of every layer and head as a heat map after every epoch.
+    """Draws tanh(gate) of every layer and head as a heat map after every epoch, and logs each layer's mean magnitude.
 
     Args:
-        folder: of the run; the picture is `gates.png`, and an image of loggers that take one.
+        folder: of the run; the picture is `gates.png`, and an image `gates` of loggers that take one.
     """
 
     def __init__(self, folder: str) -> None:
@@ -80,8 +88,9 @@ class GateChart(Callback):
             return
         gates = gate_factors(module)
         gate_heat_map(gates, self.path, f"Gates after {trainer.global_step} steps", label=gate_label(module))
-        mean = sum(gate.abs().mean().item() for gate in gates.values()) / len(gates)
-        module.log_row({"gate/mean_magnitude": mean}, trainer.global_step)
+        means = {layer: gate.abs().mean().item() for layer, gate in gates.items()}
+        row = {"gate/mean_magnitude": sum(means.values()) / len(means)}
+        module.log_row(row | {f"gate/layer_{layer:02d}": mean for layer, mean in means.items()}, trainer.global_step)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("gates", [str(self.path)], step=trainer.global_step)
@@ -102,7 +111,8 @@ class SampleAnswers(Callback):
     """Answers a few fixed instructions after every epoch's validation.
 
     Args:
-        folder: of the run; the answers go to `samples/epoch_<n>.json`.
+        folder: of the run; the answers go to `samples/epoch_<n>.json`, those of all epochs as a table `samples` to
+            loggers that take one.
         records: what is asked, in the form of the task's records.
         max_new_tokens: length limit of an answer.
     """
@@ -113,7 +123,7 @@ class SampleAnswers(Callback):
         self.max_new_tokens = max_new_tokens
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or not self.records:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self.records:
             return
         data = trainer.datamodule
         prompts = [data.prompt(record) for record in self.records]
@@ -126,38 +136,15 @@ class SampleAnswers(Callback):
         for row in rows:
             asked = " / ".join(value for key, value in row.items() if key != "answer" and value)
             log.info("Epoch %d: %s -> %s", trainer.current_epoch + 1, asked, row["answer"])
+        columns, cells = self._table(trainer.current_epoch + 1)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                columns = list(dict.fromkeys(key for row in rows for key in row))
-                cells = [[trainer.current_epoch + 1, *(row.get(key, "") for key in columns)] for row in rows]
-                logger.log_table("samples", columns=["epoch", *columns], data=cells, step=trainer.global_step)
+                logger.log_table("samples", columns=columns, data=cells, step=trainer.global_step)
 
-
-def _as_lists(batch: dict[str, object]) -> dict[str, object]:
-    return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-class NonFiniteReport(Callback):
-    """Writes what is needed to look into a loss that is NaN or infinite, and how to see it again.
-
-    Args:
-        folder: of the run; the report is `non_finite_loss.json`.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, NonFiniteLossError) or not trainer.is_global_zero:
-            return
-        step = trainer.global_step + 1
-        report = {
-            "error": str(exception),
-            "step": step,
-            "batch": [_as_lists(batch) for batch in module.step_batches],
-            "gates": {layer: gate.tolist() for layer, gate in gate_factors(module).items()},
-            "replay": f"python train.py resume={self.folder} trainer.max_steps={step}",
-        }
-        path = self.folder / "non_finite_loss.json"
-        write_json(path, report)
-        log.error("The batch, the gates and the command that replays the step are in %s.", path)
+    def _table(self, last_epoch: int) -> tuple[list[str], list[list[object]]]:
+        """The answers of all epochs so far, from their files: a resumed run knows those before it."""
+        files = {epoch: self.folder / f"epoch_{epoch:02d}.json" for epoch in range(1, last_epoch + 1)}
+        stored = {epoch: json.loads(file.read_text("utf-8")) for epoch, file in files.items() if file.is_file()}
+        columns = list(dict.fromkeys(key for rows in stored.values() for row in rows for key in row))
+        cells = [[epoch, *(row.get(key, "") for key in columns)] for epoch, rows in stored.items() for row in rows]
+        return ["epoch", *columns], cells

@@ -5,6 +5,8 @@ one's to the last byte.
 """
 
 import csv
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -36,6 +38,7 @@ class RunCsvLogger(Logger):
         self.rows: Rows = {}
         self.timed_rows: Rows = {}
         self._unwritten = 0
+        self._writing = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -70,10 +73,20 @@ class RunCsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        _write(self.path, self.rows)
-        if self.timed_rows:
-            _write(self.timed_path, self.timed_rows)
+        self.save_later()()
+
+    def save_later(self) -> Callable[[], None]:
+        """What `save` would write now, to be written by a call, in another thread too."""
+        files = [(self.path, _copy(self.rows)), (self.timed_path, _copy(self.timed_rows))]
         self._unwritten = 0
+
+        def write() -> None:
+            with self._writing:
+                for path, rows in files:
+                    if rows or path == self.path:
+                        _write(path, rows)
+
+        return write
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -86,6 +99,10 @@ def _read(path: Path, last_step: int) -> Rows:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
     return {int(row["step"]): row for row in rows if int(row["step"]) <= last_step}
+
+
+def _copy(rows: Rows) -> Rows:
+    return {step: dict(row) for step, row in rows.items()}
 
 
 def _write(path: Path, rows: Rows) -> None:

@@ -1,12 +1,15 @@
 """What a user sees who mistypes, and how a run folder that is named again brings its settings back."""
 
 import signal
+import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from llama_adapter.launch import entry
+from llama_adapter.run_checkpoint import StoppedAtOnce
 from tests.conftest import ROOT
 from tests.tiny_run import call
 
@@ -23,7 +26,7 @@ TASKS = ", ".join(sorted(path.relative_to(CONF).with_suffix("").as_posix() for p
         ("task=alpacca", f"task=alpacca does not exist. Choose {TASKS}. Did you mean 'alpaca'?"),
         (
             "trainer=8xA100",
-            "trainer=8xA100 does not exist. Choose 1gpu, 8xa100, 8xa100_ddp, cpu, cpu_2. Did you mean '8xa100'?",
+            "trainer=8xA100 does not exist. Choose 1gpu, 1xh200, 2nodes_8xa100, 8xa100, 8xa100_ddp, cpu, cpu_2, cpu_2_ddp. Did you mean '8xa100'?",
         ),
         ("experiment=alpaca", "experiment=alpaca does not exist. Choose alpaca_paper. Did you mean 'alpaca_paper'?"),
         (
@@ -78,6 +81,11 @@ def test_the_trace_is_there_for_those_who_ask(tmp_path, monkeypatch):
     [
         (ValueError("one\n  two."), "one two."),
         (FileNotFoundError("No file."), "No file."),
+        (
+            RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "),
+            "A data worker (process 71) has died of signal KILLED, most often for want of memory. Set "
+            "data.num_workers lower, or to 0, and go on with resume=<run folder>.",
+        ),
         (KeyError("x"), "KeyError: 'x' Set HYDRA_FULL_ERROR=1 to see where it comes from."),
     ],
 )
@@ -91,9 +99,28 @@ def stopped(number: int) -> Exception:
     return error
 
 
+def as_lightning_exits(interrupt: KeyboardInterrupt) -> SystemExit:
+    try:
+        try:
+            raise interrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    except SystemExit as end:
+        return end
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(stopped(signal.SIGTERM), 143), (stopped(signal.SIGINT), 130), (KeyboardInterrupt(), 130), (ValueError("x"), 1)],
+    [
+        (stopped(signal.SIGTERM), 143),
+        (stopped(signal.SIGINT), 130),
+        (KeyboardInterrupt(), 130),
+        (ValueError("x"), 1),
+        (as_lightning_exits(KeyboardInterrupt()), 130),
+        (as_lightning_exits(StoppedAtOnce(signal.SIGTERM)), 143),
+        (SIGTERMException(), 143),
+        (SystemExit(3), 3),
+    ],
 )
 def test_exit_statuses(monkeypatch, error, status):
     def main() -> None:
@@ -158,6 +185,9 @@ def test_a_folder_that_the_user_quoted_for_hydra(tmp_path):
         ("+trainer.x=1", "++trainer.x=2", ["++trainer.x=2"]),
         ("+trainer.x=1", "trainer.x=2", ["+trainer.x=1", "trainer.x=2"]),
         ("seed=1", "trainer.x=2", ["seed=1", "trainer.x=2"]),
+        ("~callbacks.samples", "~callbacks.samples", ["~callbacks.samples"]),
+        ("sweep=grid_k_l", "seed=2", ["seed=2"]),
+        ("sweep.redo=all", "seed=2", ["seed=2"]),
     ],
 )
 def test_an_override_typed_again(tmp_path, stored, typed, expected):
@@ -188,6 +218,23 @@ def test_a_file_brings_no_overrides(tmp_path):
     file = tmp_path / "adapter.safetensors"
     file.touch()
     assert entry.restored_arguments([f"adapter_path={file}"], "adapter_path") == [f"adapter_path='{file}'"]
+
+
+def test_auto_resumes_with_the_runs_own_settings(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "a run", "seed=3", "trainer.max_epochs=3")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/step_000001.ckpt").touch()
+    monkeypatch.setattr("sys.argv", ["train.py", "seed=3", "resume=auto", f"hydra.run.dir='{folder}'"])
+    seen = []
+    entry.run(lambda: seen.extend(sys.argv[1:]), restore="resume")
+    assert values(seen) == {"trainer.max_epochs": 3, "seed": 3, "resume": str(folder), "hydra.run.dir": str(folder)}
+
+
+def test_auto_without_a_folder_ends_in_one_sentence():
+    result = call("train.py", "resume=auto")
+    assert (result.status, result.error) == (
+        1, "resume=auto needs the run's folder: give hydra.run.dir=<folder>, the same every time."
+    )  # fmt: skip
 
 
 def test_resuming_what_is_no_run(tmp_path):

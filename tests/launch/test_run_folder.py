@@ -89,3 +89,19 @@ def test_resuming_with_a_key_more_or_less(tmp_path):
     for values in ({"more": 1}, {"seed": None}):
         with pytest.raises(ValueError, match="To go on with a changed value, give it"):
             open_folder(make_config(tmp_path, resume=str(tmp_path), **values), tmp_path, [])
+
+
+def test_another_trainer_brings_sizes_of_its_own(tmp_path):
+    """`resume=<folder> trainer=1gpu`: what the trainer's file sets need not be typed as well."""
+    config = make_config(tmp_path, hardware={"name": "CPU"}, data={"micro_batch_size": 4, "global_batch_size": 64})
+    open_folder(config, tmp_path, [])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000001.ckpt").touch()
+    changed = OmegaConf.merge(config, {"resume": str(tmp_path), "hardware": {"name": "GPU"}})
+    changed.data.micro_batch_size = 8
+    with pytest.raises(ValueError, match=r"^data\.micro_batch_size was 4 when .* and is 8 now\."):
+        open_folder(changed, tmp_path, [f"resume={tmp_path}", "hardware.name=GPU"])
+    open_folder(changed, tmp_path, [f"resume={tmp_path}", "trainer=1gpu"])
+    changed.data.global_batch_size = 32
+    with pytest.raises(ValueError, match=r"^data\.global_batch_size was 64 when "):
+        open_folder(changed, tmp_path, [f"resume={tmp_path}", "trainer=1gpu"])

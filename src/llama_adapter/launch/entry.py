@@ -6,9 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import OmegaConf
 
+from llama_adapter.failures import failure
+from llama_adapter.launch.requeue import automatic_arguments, settled_text, started_arguments
 from llama_adapter.launch.schema import register_schemas, suggestion
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -23,7 +26,8 @@ def run(main: Callable[[], None], *, restore: str) -> None:
     Args:
         main: decorated with `hydra.main`.
         restore: the key whose value may be a run folder, whose overrides are then put before the typed ones:
-            `resume` continues in that folder, `adapter_path` only reads from it.
+            `resume` continues in that folder (`auto`: in the one of hydra.run.dir, if there is something to continue),
+            `adapter_path` only reads from it.
 
     An error becomes one sentence and exit status 1, unless the user has set HYDRA_FULL_ERROR=1. A run that was told to
     stop exits with 128 plus the signal's number, as shells expect.
@@ -33,22 +37,50 @@ def run(main: Callable[[], None], *, restore: str) -> None:
     if not wants_trace:
         os.environ[FULL_ERROR] = os.environ[ONE_SENTENCE] = "1"  # hydra then leaves the error to us
     register_schemas()
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    register_resolvers()
     typed[:] = sys.argv[1:]
     try:
-        sys.argv[1:] = restored_arguments(sys.argv[1:], restore)
+        arguments = automatic_arguments(typed) if restore == "resume" else typed
+        if arguments is None:
+            return
+        arguments = restored_arguments(arguments, restore)
+        sys.argv[1:] = started_arguments(arguments) if restore == "resume" else arguments
         main()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes an exit with status 1
+            sys.exit(128 + getattr(end.__context__, "signal_number", signal.SIGINT))
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, in the seconds before the training; it would be a 0
+            sys.exit(128 + signal.SIGTERM)
+        raise
     except Exception as error:
         number = getattr(error, "signal_number", None)
         if number is not None:
             sys.exit(128 + number)
         if wants_trace:
             raise
-        sys.stdout.flush()
-        sys.stderr.write(f"\nerror: {sentence(error)}\n")
-        sys.exit(1)
+        _fail(error)
+    except Ended as end:
+        _fail(end.error)
+
+
+class Ended(BaseException):
+    """Ends the run with the sentence of an error, from within what makes a warning of an exception: a Hydra callback.
+
+    Attributes:
+        error: what ended it.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _fail(error: BaseException) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"\nerror: {sentence(error)}\n")
+    sys.exit(1)
 
 
 def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
@@ -72,7 +104,7 @@ def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
         return arguments
     folder = Path(value if Path(value).exists() else value.strip("'\""))
     if folder.exists():
-        arguments = [f"{key}={_quoted(folder)}" if a.startswith(f"{key}=") else a for a in arguments]
+        arguments = [f"{key}={quoted(folder)}" if a.startswith(f"{key}=") else a for a in arguments]
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         if key == "resume":
@@ -80,10 +112,12 @@ def restored_arguments(arguments: Sequence[str], key: str) -> list[str]:
         return arguments
     names = {_name(name) for name in given} | {key, "resume", "plan", "sweep"}  # a job of a sweep is no sweep
     needed = {f"+{name}" for name in given}
-    stored_overrides = [(override.split("=", 1)[0], override) for override in OmegaConf.load(stored)]
+    stored_overrides = [(override.split("=", 1)[0], override) for override in OmegaConf.create(settled_text(stored))]
+    stored_overrides = [pair for pair in stored_overrides if not pair[0].startswith("sweep.")]
     kept = [override for name, override in stored_overrides if _name(name) not in names or name in needed]
+    kept = [override for override in kept if override not in arguments]  # a key can be deleted only once
     if key == "resume":
-        arguments.append(f"hydra.run.dir={_quoted(folder)}")
+        arguments.append(f"hydra.run.dir={quoted(folder)}")
     return kept + arguments
 
 
@@ -97,11 +131,29 @@ def job_folder(number: int, overrides: str) -> str:
     return re.sub(r"[/\\]", "_", f"{number}_{overrides}")[:100].rstrip("_., ")
 
 
+def sweep_group(folder: str, otherwise: str) -> str:
+    """What stands together with a run: the other jobs of its sweep, whichever launcher started them.
+
+    Args:
+        folder: of the run.
+        otherwise: the answer for a run that is in no sweep.
+    """
+    sweep = Path(os.path.abspath(folder)).parent
+    return sweep.name if (sweep / "sweep.csv").is_file() else otherwise  # which is there before the first job
+
+
+def register_resolvers() -> None:
+    """Makes `${job_folder:...}` and `${sweep_group:...}` known to configurations."""
+    for resolver in (job_folder, sweep_group):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
 def _name(key: str) -> str:
     return key.lstrip("+~")
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as a value on the command line that Hydra reads as it is."""
     # In Hydra's grammar a backslash is one, except before a quote.
     text = re.sub(r"\\+(?='|$)", lambda match: match[0] * 2, str(path))
     return "'" + text.replace("'", "\\'") + "'"
@@ -122,6 +174,8 @@ def sentence(error: BaseException) -> str:
         return _composition(error)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}"
+    if of_another := failure(error):
+        return of_another
     if isinstance(error, (ValueError, OSError, ArithmeticError, HydraException, OmegaConfBaseException)):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {' '.join(str(error).split())} Set {FULL_ERROR}=1 to see where it comes from."
@@ -150,7 +204,8 @@ def _composition(error) -> str:
         return message
     key = match[1] or _name(match[2])
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError", "ConfigTypeError"):
-        return f"Unknown key {key!r}.{suggestion(key, known_keys())}"
+        known = [name for name in known_keys() if name != key]  # of the default task: another may lack it
+        return f"Unknown key {key!r}.{suggestion(key, known)}"
     return f"{key}: {_first_line(cause or error)}."
 
 

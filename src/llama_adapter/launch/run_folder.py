@@ -4,10 +4,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from llama_adapter.checkpoint_files import step_checkpoints
 from llama_adapter.files import whole_file
 
 # Keys that may differ between a run and its continuation.
-FREE = ("resume", "plan", "output_dir", "local")
+FREE = ("resume", "plan", "output_dir", "local", "sweep")
+
+# What an option of the trainer sets beside its own node: the same steps, cut in another way for other devices.
+OF_TRAINER = {"hardware", "data.micro_batch_size", "data.max_tokens"}
 
 
 def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
@@ -23,8 +27,6 @@ def open_folder(config: DictConfig, folder: Path, typed: list[str]) -> None:
     Raises:
         ValueError: the folder holds another run, a finished one, or one with other settings.
     """
-    from llama_adapter.run_checkpoint import step_checkpoints  # Lightning takes seconds to import
-
     finished, stored = folder / "metrics.json", folder / "config.yaml"
     if finished.is_file():
         raise ValueError(
@@ -64,6 +66,7 @@ def changed_key(
         typed: what the user gave on the command line; these keys may differ.
     """
     changeable = {override.split("=", 1)[0].lstrip("+~") for override in typed}
+    changeable |= OF_TRAINER if "trainer" in changeable else set()
     old, new = (dict(_leaves(OmegaConf.to_container(config, resolve=True))) for config in (before, now))
     for key in sorted(old.keys() | new.keys()):
         if key.split(".")[0] in FREE or any(key == k or key.startswith(f"{k}.") for k in changeable):
