@@ -1,4 +1,4 @@
-"""The two pictures of a run: how far the gates have opened, and how the loss fell.
+"""The pictures of a run and of a sweep: how far the gates have opened, how the loss fell, what K and L gave.
 
 matplotlib takes longer to import than a small model to load, so it is imported when something is drawn. Figures are
 made without pyplot: nothing global changes, and a notebook's own figures stay what they are.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 150
 TRAIN, VALIDATION, INK = "#4477aa", "#cc5a3b", "#333333"
+LINES = ("#4477aa", "#cc5a3b", "#2a8f6a", "#a05195", "#d19a1c", "#555555")
 TICKS = 9  # labels on an axis of a heat map, at most
 STYLE = {
     "font.size": 9,
@@ -128,6 +129,63 @@ def loss_curve(metrics: str | Path, path: str | Path, *, title: str = "Loss") ->
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.legend(frameon=False, loc="upper right")
+
+
+def prompt_grid(
+    values: Mapping[tuple[int, int], float],
+    parameters: Mapping[tuple[int, int], float],
+    path: str | Path,
+    *,
+    title: str,
+    label: str,
+) -> None:
+    """Draws a metric over L, the number of adapted layers, with a line per K, the prompt length.
+
+    Args:
+        values: the metric by K and L.
+        parameters: trainable parameters by K and L, drawn thin and dashed on the second axis.
+        path: of the PNG.
+        title: above the picture.
+        label: of the metric's axis.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("There is no grid of K and L to draw: no job of the sweep has finished.")
+    lengths, layers = (sorted({cell[axis] for cell in values}) for axis in (0, 1))
+    with _drawing(path, width=6.4, height=4.0) as (figure, axes):
+        beside = axes.twinx()
+        axes.set_zorder(beside.get_zorder() + 1)  # the metric's lines are in front
+        axes.patch.set_visible(False)
+        for number, length in enumerate(lengths):
+            colour = LINES[number % len(LINES)]
+            counts = [count for count in layers if (length, count) in values]
+            line = [values[length, count] for count in counts]
+            axes.plot(counts, line, "o-", color=colour, linewidth=1.8, markeredgecolor="white", label=f"K = {length}")
+            sizes = [parameters[length, count] for count in counts]
+            beside.plot(counts, sizes, "--", color=colour, linewidth=0.9, alpha=0.6)
+        axes.set(xlabel="adapted layers, L", ylabel=label)
+        axes.set_title(title, loc="left")
+        axes.set_xticks(layers)
+        axes.margins(x=0.04, y=0.12)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        beside.set_ylabel("trainable parameters (dashed)")
+        beside.set_ylim(bottom=0)
+        beside.yaxis.get_major_locator().set_params(nbins=6)
+        beside.yaxis.set_major_formatter(lambda value, _: _short(value))
+        for each in (axes, beside):
+            each.spines[["top", "right", "left"]].set_visible(False)
+            each.tick_params(axis="y", length=0)
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=6)
+
+
+def _short(count: float) -> str:
+    """1.2M for 1,229,760."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.strategies import DDPStrategy
@@ -10,7 +11,9 @@ from omegaconf import DictConfig
 
 from llama_adapter.architecture import Architecture
 from llama_adapter.csv_logger import RunCsvLogger
+from llama_adapter.distributed import ShardedStrategy
 from llama_adapter.launch import build, models, nodes
+from llama_adapter.launch.entry import register_resolvers
 from llama_adapter.launch.schema import register_schemas
 from llama_adapter.run_checkpoint import RunCheckpoint
 from llama_adapter.zero_init import AdapterConfig
@@ -25,6 +28,7 @@ def world(tmp_path_factory) -> TinyWorld:
 
 def config(*overrides: str) -> DictConfig:
     register_schemas()
+    register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("evaluate", ["output_dir=/nowhere", *overrides])
@@ -158,24 +162,33 @@ def test_a_strategy_by_name(world, tmp_path):
     assert isinstance(build.trainer(given, build.plan_run(given)).strategy, DDPStrategy)
 
 
-def test_fsdp_can_be_planned_but_not_run(tmp_path):
-    given = config("task=alpaca", "trainer=8xa100", f"output_dir={tmp_path}")
-    plan = build.plan_run(given)
-    for make in (lambda: build.trainer(given, plan), lambda: build.evaluation_trainer(given)):
-        with pytest.raises(ValueError) as error:
-            make()
-        assert str(error.value) == (
-            "trainer.strategy is FSDP2 (ModelParallelStrategy), which can be planned (plan=true) but not run yet. "
-            "trainer=8xa100_ddp trains the same on the same devices: every one of them holds the whole frozen model."
-        )
+def test_gpus_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for devices, found in (("8", "asks for 8 GPUs"), ("[0,5]", "asks for 6 GPUs")):
+        given = config("task=alpaca", "trainer=8xa100", f"trainer.devices={devices}", f"output_dir={tmp_path}")
+        with pytest.raises(ValueError, match=f"{found} on a machine, and torch sees 3 on this one") as error:
+            build.check_devices(given)
+        assert "Run it where they are, choose another trainer (trainer=cpu)" in str(error.value)
+    build.check_devices(config("task=alpaca", "trainer=8xa100", "trainer.devices=3", f"output_dir={tmp_path}"))
+    build.check_devices(config("task=alpaca", "trainer=cpu", f"output_dir={tmp_path}"))
 
 
-def test_wandb_that_is_not_installed(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    given = tiny(world, f"output_dir={tmp_path}", "logger=wandb")
-    with pytest.raises(ValueError) as error:
-        build.trainer(given, build.plan_run(given))
-    assert str(error.value) == "logger=wandb needs the package wandb: pip install wandb, or use logger=csv."
+def test_quantised_weights_have_no_shards(world, tmp_path):
+    given = tiny(world, "trainer=cpu_2", "model.quantization=nf4", f"output_dir={tmp_path}")
+    with pytest.raises(ValueError, match="model.quantization is nf4, but FSDP2 shards plain weights alone.*8xa100_ddp"):
+        build.check_devices(given)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "devices", "kind"),
+    [("cpu_2", 2, ShardedStrategy), ("cpu_2_ddp", 2, DDPStrategy)],
+)
+def test_the_strategies_of_the_trainers(world, tmp_path, trainer, devices, kind):
+    given = tiny(world, f"trainer={trainer}", f"output_dir={tmp_path}")
+    made = build.trainer(given, build.plan_run(given))
+    assert made.world_size == devices
+    assert isinstance(made.strategy, kind)
+    assert made.strategy._timeout.total_seconds() == 300
 
 
 def test_an_adapter_is_checked_before_weights_are_read(world, tmp_path, no_weights):

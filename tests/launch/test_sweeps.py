@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llama_adapter.files import write_json
+from llama_adapter.launch import entry
 from llama_adapter.launch.run_folder import open_folder
-from llama_adapter.launch.sweeps import MetricsTable, SweepJob, swept_folder
+from llama_adapter.launch.sweep_jobs import SweepJob, swept_folder
 from llama_adapter.run_checkpoint import RunInterrupted
 from tests.tiny_run import Result, call
 
@@ -31,7 +32,11 @@ output_dir: ${hydra:runtime.output_dir}
 resume: null
 size: 1
 objective: {metric: test/score}
-hydra: {run: {dir: run}, sweep: {dir: sweep, subdir: "${hydra:job.num}"}}
+sweep: {_target_: llama_adapter.launch.schema.SweepConfig, redo: null, fail_fast: false}
+hydra:
+  run: {dir: run}
+  sweep: {dir: sweep, subdir: "${hydra:job.num}"}
+  callbacks: {report: {_target_: llama_adapter.launch.sweep_report.SweepReport}}
 """
 SWEEP = """
 # @package _global_
@@ -40,7 +45,7 @@ hydra:
   sweep: {subdir: "${swept_folder:${hydra:runtime.choices.task},${hydra:overrides.task}}"}
   sweeper: {params: {task: "group/two,one,three"}}
   callbacks:
-    report: {_target_: llama_adapter.launch.sweeps.SweepReport, file: scores.md, table: {_target_: tests.launch.test_sweeps.Table}}
+    report: {file: scores.md, table: {_target_: tests.launch.test_sweeps.Table}}
 """
 
 
@@ -112,8 +117,9 @@ def test_one_command_runs_all_jobs_and_prints_their_table(sweep):
     assert result.status == 0, result.output
     assert sweep.started == [("group/two", None), ("one", None), ("three", None)]
     assert result.output.count(TABLE) == 1
-    assert result.output.rstrip().endswith(f"Written to {sweep.folder}/sweep: scores.md and sweep.csv")
-    assert f"3 jobs. If they are stopped, this goes on with them: hydra.sweep.dir={sweep.folder}/sweep" in result.output
+    assert result.output.rstrip().endswith(f"Written to {sweep.folder}/sweep: sweep.csv, scores.md")
+    said = f"3 jobs. Stopped, this goes on with it: the same command with hydra.sweep.dir={sweep.folder}/sweep"
+    assert said in result.output
     assert (sweep.folder / "sweep/scores.md").read_text() == TABLE + "\n"
     assert sweep.rows()[0] == {
         "job": "group_two",
@@ -201,7 +207,105 @@ def test_more_settings_than_the_task(sweep):
         "three_size=10",
         "three_size=2",
     ]
-    assert "one size=10 10.0\none size=2 2.0\nthree size=10 10.0\nthree size=2 2.0" in result.output
+    assert "one size=2 2.0\none size=10 10.0\nthree size=2 2.0\nthree size=10 10.0" in result.output
+
+
+def test_the_first_job_that_fails_ends_the_sweep_on_request(sweep):
+    sweep.failing = {"one"}
+    result = sweep.call("sweep=all", "sweep.fail_fast=true")
+    assert (result.status, result.error) == (1, "one is broken.")
+    assert [name for name, _ in sweep.started] == ["group/two"]
+    assert [row["status"] for row in sweep.rows()] == ["finished", "failed"]
+
+
+def test_why_a_job_failed_is_remembered(sweep):
+    sweep.failing = {"one", "three"}
+    sweep.call("sweep=all")
+    sweep.failing.clear()
+    sweep.call("sweep=all", "task=three")
+    assert [(row["status"], row["error"]) for row in sweep.rows()] == [
+        ("finished", ""),
+        ("failed", "one is broken."),
+        ("finished", ""),
+    ]
+
+
+def leave_checkpoint(folder: Path) -> Path:
+    path = folder / "checkpoints/step_000001.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_failed_jobs_go_on_from_their_checkpoint_or_begin_again(sweep):
+    sweep.failing = {"one"}
+    sweep.call("sweep=all")
+    checkpoint = leave_checkpoint(sweep.folder / "sweep/one")
+    sweep.failing.clear()
+    sweep.stopped = {"one"}
+    sweep.call("sweep=all", "sweep.redo=failed", "size=1")
+    assert sweep.started == [("one", None)]  # from nothing
+    sweep.stopped.clear()
+    result = sweep.call("sweep=all", "sweep.redo=failed", "size=1")
+    assert sweep.started == [("one", str(checkpoint.parents[1]))]  # it was stopped, it had not failed
+    assert result.status == 0
+    assert "sweep.redo" not in sweep.rows()[0]
+
+
+def test_a_failed_job_may_begin_again_with_other_settings(sweep):
+    sweep.failing = {"one"}
+    sweep.call("sweep=all", "task=one", "size=2")
+    leave_checkpoint(sweep.folder / "sweep/one")
+    sweep.failing.clear()
+    result = sweep.call("sweep=all", "task=one", "size=1", "sweep.redo=failed")
+    assert result.status == 0, result.output
+    assert "These begin again from nothing: one." in result.output
+    assert (sweep.started, sweep.rows()[0]["test/score"]) == ([("one", None)], "1.0")
+
+
+@pytest.mark.parametrize(("tasks", "names"), [("one,three", ["one", "three"]), ("three", ["three"])])
+def test_all_jobs_of_the_command_begin_again(sweep, tasks, names):
+    """And no other job of the folder."""
+    sweep.call("sweep=all")
+    result = sweep.call("sweep=all", f"task={tasks}", "sweep.redo=all")
+    assert result.status == 0, result.output
+    assert [name for name, _ in sweep.started] == names
+    assert [row["status"] for row in sweep.rows()] == ["finished"] * 3
+
+
+def test_what_is_not_done_again(sweep):
+    result = sweep.call("sweep=all", "sweep.redo=some")
+    assert (result.status, result.error) == (1, "sweep.redo is 'some'. Choose failed, all or null.")
+    assert sweep.started == []
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "message"),
+    [
+        (
+            "launcher",
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+            "hydra/launcher is SlurmLauncher, whose package is not installed: pip install 'llama-adapter[slurm]', or use "
+            "hydra/launcher=basic.",
+        ),
+        (
+            "sweeper",
+            "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
+            "hydra/sweeper is OptunaSweeper, whose package is not installed: pip install 'llama-adapter[sweep]', or use "
+            "hydra/sweeper=basic.",
+        ),
+    ],
+)
+def test_a_plugin_that_is_not_installed(sweep, monkeypatch, key, target, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = sweep.call("sweep=all", f"hydra.{key}._target_={target}")
+    assert (result.status, result.error) == (1, message)
+
+
+def test_a_run_knows_its_sweep(sweep):
+    sweep.call("sweep=all", "task=one")
+    assert entry.sweep_group(str(sweep.folder / "sweep/one"), "task") == "sweep"
+    assert entry.sweep_group(str(sweep.folder / "run"), "task") == "task"
 
 
 def test_a_sweep_without_a_file_goes_on_too(sweep):
@@ -231,26 +335,15 @@ def test_the_folder_of_a_job(overrides, name):
     assert swept_folder("a/b", overrides, swept={"task", "size", "+path"}) == name
 
 
+def test_folders_of_long_settings_differ():
+    names = {swept_folder("one", [f"size={'1' * 100}{end}"], swept={"size"}) for end in (1, 2)}
+    assert len(names) == 2
+    assert all(len(name) <= 100 and name.startswith("one_size=1111") for name in names)
+
+
 def test_jobs_are_in_the_order_of_their_numbers(sweep):
     sweep.call("sweep=all", "task=one", "size=1,2", "hydra.sweep.subdir=${hydra:job.num}")
     (sweep.folder / "sweep/1").rename(sweep.folder / "sweep/10")
     (sweep.folder / "sweep/0").rename(sweep.folder / "sweep/9")
     sweep.call("sweep=all", "task=three", "hydra.sweep.subdir=0")
     assert [row["job"] for row in sweep.rows()] == ["0", "9", "10"]
-
-
-def test_a_table_of_metrics():
-    """Metrics that no job has are left out, and the task where all have one."""
-    table = MetricsTable(["train/parameters", "test/accuracy", "test/f1"])
-    jobs = [
-        SweepJob(Path("a"), {"task": "one"}, "adapter=full", {"train/parameters": 472416.0, "test/accuracy": 93.75}),
-        SweepJob(Path("b"), {"task": "one"}, "adapter=head_only", {"train/parameters": 776.0}),
-    ]
-    assert table(jobs).splitlines() == [
-        "| settings          | train/parameters | test/accuracy |",
-        "| ----------------- | ---------------: | ------------: |",
-        "| adapter=full      |          472,416 |         93.75 |",
-        "| adapter=head_only |              776 |             - |",
-    ]
-    other = SweepJob(Path("c"), {"task": "two"}, "", {})
-    assert table([*jobs, other]).splitlines()[-1].split("|")[1].strip() == "two"

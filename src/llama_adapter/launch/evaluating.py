@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from llama_adapter.attach import adapter_disabled, adapters
 from llama_adapter.files import write_json
 from llama_adapter.launch import build, models
+from llama_adapter.launch.loggers import log_evaluation
 from llama_adapter.launch.nodes import node
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.schema import check_keys
@@ -32,6 +33,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     check_keys(config)
     if config.predictions:
         return score_predictions(config, folder)
+    build.check_devices(config)
     start(config)
     tokenizer = models.tokenizer(config)
     data = build.data_module(config, tokenizer)
@@ -57,6 +59,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         log.info("\n%s\n\nWritten to %s.", metrics_table(metrics, getattr(evaluation, "shares", ())), folder)
+        log_evaluation(config, folder, metrics)
     return metrics
 
 

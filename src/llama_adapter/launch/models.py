@@ -128,10 +128,23 @@ def backbone(config: DictConfig):
         model.path,
         dtype=model.dtype,
         quantization=model.quantization,
+        device="meta" if reads_shards(config) else None,
         tokenizer=model.tokenizer,
         model_class=head(config).model_class,
         classes=config.task.data.get("classes"),
     )
+
+
+def shards_weights(config: DictConfig) -> bool:
+    """Whether the trainer divides the frozen weights among the devices."""
+    strategy = config.trainer.get("strategy")
+    return isinstance(strategy, DictConfig) and strategy._target_.endswith("ShardedStrategy")
+
+
+def reads_shards(config: DictConfig) -> bool:
+    """Whether every device reads its part of the weights alone. An encoder is small, and its head is new: it is read
+    whole, and divided then."""
+    return shards_weights(config) and config.task.get("head", "language") == "language"
 
 
 def image_backbone(config: DictConfig):

@@ -51,6 +51,27 @@ class ModelConfig:
             )
 
 
+REDO = ("failed", "all")
+
+
+@dataclass
+class SweepConfig:
+    """How the jobs of a sweep are gone through; a single run takes no notice.
+
+    Args:
+        redo: jobs that begin again from nothing: failed ones, or all. None: finished jobs are not run again, and what
+            has failed or was stopped goes on from its last checkpoint.
+        fail_fast: whether the first job that fails ends the sweep.
+    """
+
+    redo: str | None = None
+    fail_fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.redo is not None and self.redo not in REDO:
+            raise ValueError(f"sweep.redo is {self.redo!r}. Choose {', '.join(REDO)} or null.")
+
+
 # Which dataclass stands behind which node of the configuration.
 NODES = {
     "model": ModelConfig,
@@ -58,6 +79,7 @@ NODES = {
     "optimizer": OptimizerConfig,
     "data": BatchConfig,
     "hardware": Hardware,
+    "sweep": SweepConfig,
 }
 
 # Every key that train.py or evaluate.py reads; `evaluate.py` alone reads the last four.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from llama_adapter.attach import attach
 from llama_adapter.charts import loss_curve
 from llama_adapter.checkpoint import save_adapter
+from llama_adapter.checkpoint_files import newest_checkpoint, step_checkpoints
 from llama_adapter.files import write_json
-from llama_adapter.launch import build, models
+from llama_adapter.launch import build, loggers, models
 from llama_adapter.launch.nodes import node
 from llama_adapter.launch.report import metrics_table
 from llama_adapter.launch.run_folder import open_folder
 from llama_adapter.module import AdapterModule
-from llama_adapter.run_checkpoint import newest_checkpoint, step_checkpoints
+from llama_adapter.run_checkpoint import logger_run_ids
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     Returns:
         The final metrics, as they stand in `metrics.json`.
     """
+    build.check_devices(config)
     if rank_zero_only.rank == 0:  # the other devices' processes find the folder opened
         open_folder(config, folder, typed)
     resumed = newest_checkpoint(folder / "checkpoints") if config.resume else None
@@ -45,8 +48,15 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
     plan = build.plan_run(config, data)
     log.info("%s\n", plan)
     evaluation = node(config.task, "evaluation")
-    trainer = build.trainer(config, plan, resumed_step=resumed[1] if resumed else None)
+    trainer = build.trainer(
+        config,
+        plan,
+        resumed_step=resumed[1] if resumed else None,
+        run_ids=logger_run_ids(resumed[0]) if resumed else None,
+    )
     model = attach(models.image_backbone(config), node(config, "adapter"))
+    if data.batches.cache_frozen:
+        data.cache_frozen(model.to(trainer.strategy.root_device))
     module = AdapterModule(model, node(config, "optimizer"), head=models.head(config), dropout=config.model.dropout)
     models.prepare_layers(config, model)
     if resumed:
@@ -76,19 +86,21 @@ def train(config: DictConfig, folder: Path, *, typed: list[str]) -> dict[str, fl
         for callback in trainer.callbacks:
             # Not in the adapter's file: what a clock says must not make two files of one run differ.
             metrics |= getattr(callback, "totals", {})
+        metrics |= compare(config, folder)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            loss_curve(folder / "metrics.csv", folder / "loss.png")
+            write_json(folder / "metrics.json", metrics)
+            log.info(
+                "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, throughput.csv, loss.png and "
+                "gates.png",
+                metrics_table(metrics, getattr(evaluation, "shares", ())),
+                folder,
+            )
+            loggers.log_results(trainer.loggers, folder, metrics)
     finally:
-        for logger in trainer.loggers:
-            logger.finalize("success")
-    metrics |= compare(config, folder)
-    if trainer.is_global_zero:
-        loss_curve(folder / "metrics.csv", folder / "loss.png")
-        write_json(folder / "metrics.json", metrics)
-        log.info(
-            "\n%s\n\nWritten to %s: adapter.safetensors, metrics.json, metrics.csv, throughput.csv, loss.png and "
-            "gates.png",
-            metrics_table(metrics, getattr(evaluation, "shares", ())),
-            folder,
-        )
+        loggers.close(trainer.loggers, failed=sys.exception() is not None)
     return metrics
 
 
@@ -119,6 +131,8 @@ def compare(config: DictConfig, folder: Path) -> dict[str, float]:
 
 def start(config: DictConfig) -> None:
     """Seeds every generator, sets the threads, and leaves Lightning its warnings but not its tips and device lists."""
+    if rank_zero_only.rank:
+        logging.getLogger().setLevel(logging.ERROR)  # the first device says what all of them would
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
