@@ -20,6 +20,8 @@ class BatchConfig:
             gradients for more tokens.
         share_prefixes: whether a flat row holds equal beginnings once.
         row_multiple: a flat row is padded to a multiple of so many tokens.
+        cache_frozen: whether the outputs of the layers below the adapted ones are read from disk (`frozen_cache`).
+        cache_folder: where they are.
     """
 
     global_batch_size: int = 64
@@ -29,6 +31,8 @@ class BatchConfig:
     batching: str = "flat"
     share_prefixes: bool = True
     row_multiple: int = 1
+    cache_frozen: bool = False
+    cache_folder: str = "outputs/frozen"
 
     def __post_init__(self) -> None:
         least = {"global_batch_size": 1, "micro_batch_size": 1, "max_tokens": 1, "num_workers": 0, "row_multiple": 1}

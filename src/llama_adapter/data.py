@@ -14,11 +14,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel
 
 from llama_adapter.batches import BatchConfig
 from llama_adapter.dealing import Dealer, accumulation_for, dealer
 from llama_adapter.examples import IGNORED, Example, TokenCounts, image_columns
 from llama_adapter.flat_batches import FlatCollator
+from llama_adapter.frozen_cache import cache_frozen
 
 
 class PaddedCollator:
@@ -32,14 +34,15 @@ class PaddedCollator:
         self.pad_id = pad_id
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | TokenCounts]:
-        """Returns `input_ids` and `labels`, [B, T] each, T the longest example's length; and `counts`.
+        """Returns `input_ids` and `labels`, [B, T] each, T the longest example's length; `counts`; and of
+        examples with `states` theirs, [B, T, C].
 
         A device may get no example from a small last batch; it then computes a row of padding, which trains nothing.
         """
         lengths = [len(example["input_ids"]) for example in examples]
         useful = sum(lengths)
         if examples:
-            columns = {"input_ids": self.pad_id, "labels": IGNORED}
+            columns = {"input_ids": self.pad_id, "labels": IGNORED} | ({"states": 0} if "states" in examples[0] else {})
             batch = {
                 key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=fill)
                 for key, fill in columns.items()
@@ -203,6 +206,16 @@ class ExampleDataModule(LightningDataModule):
         """The texts around a record, for the adapter's file; whoever uses the adapter must ask in the same way."""
         return {}
 
+    def cache_frozen(self, model: PreTrainedModel) -> None:
+        """Gives every example the outputs of the layers below the adapted ones, see `frozen_cache.cache_frozen`.
+
+        Args:
+            model: on its device. The data must have been set up.
+        """
+        parts = {part: getattr(self, f"{part}_dataset") for part in ("train", "validation", "test")}
+        for part, examples in cache_frozen(model, parts, self.batches.cache_folder).items():
+            setattr(self, f"{part}_dataset", examples)
+
     @property
     def steps_per_epoch(self) -> int:
         return ceil(len(self.train_dataset) / self.batches.global_batch_size)
@@ -265,6 +278,8 @@ class ExampleDataModule(LightningDataModule):
             collate_fn=self.collator,
             num_workers=self.batches.num_workers,
             persistent_workers=self.batches.num_workers > 0,
+            # Workers are seeded from it: the training's own random numbers do not depend on how often a loader starts.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _sampler(

@@ -1,7 +1,8 @@
 """The form of an example: a dict with `input_ids` [T] and `labels` [T], which every batch is made of.
 
 An example of a task with images also has `pixel_values` [I, 3, height, width], or `image_features` [I, F] where they
-were computed before; I is the number of its images and may be 0.
+were computed before; I is the number of its images and may be 0. One whose lower layers were computed before has
+`states` [T, C], see `frozen_cache`.
 """
 
 from collections.abc import Sequence

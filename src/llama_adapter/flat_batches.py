@@ -107,6 +107,7 @@ class FlatCollator:
                 trained, the first token of a segment included: the model's output at t predicts the label at t + 1.
             `cu_seqlens`, `prefix`: [S + 1] int32 each, as `flat_attention` takes them; `prefix` ends with a -1.
             `counts`: a `TokenCounts`.
+            `states`: [1, T, C], of examples that have them.
             And of examples with images what `image_columns` gives, and `context_of`: [S + 1] int32, the example whose
                 image a segment's prompts have, or -1; it ends with a -1.
 
@@ -129,7 +130,9 @@ class FlatCollator:
         for length, members in groups:
             front = -1
             if length:
-                front = row.add(examples[members[0]]["input_ids"][:length])
+                first = examples[members[0]]
+                # What follows a prefix does not change its states: those of any member will do.
+                front = row.add(first["input_ids"][:length], states=_slice(first, slice(length)))
             for index in members:
                 example = examples[index]
                 row.add(
@@ -138,16 +141,22 @@ class FlatCollator:
                     position=length,
                     prefix=front,
                     context=index if has_image(example) else -1,
+                    states=_slice(example, slice(length, None)),
                 )
         # A query at position p sees p + 1 keys.
         attended = sum(int(positions.sum()) for positions in row.positions) + row.length
         padding = -row.length % self.multiple if examples else max(2, self.multiple)
         if padding:
-            row.add(torch.full((padding,), self.pad_id))
+            ids = torch.full((padding,), self.pad_id)
+            row.add(ids, states=row.states[0].new_zeros(padding, row.states[0].shape[-1]) if row.states else None)
         useful = sum(len(example["input_ids"]) for example in examples)
         batch = row.batch() | {"counts": TokenCounts(useful, row.length, padding, attended)}
         images = image_columns(examples)
         return batch | images | ({"context_of": row.context_of()} if images else {})
+
+
+def _slice(example: Example, tokens: slice) -> Tensor | None:
+    return example["states"][tokens] if "states" in example else None
 
 
 class _Row:
@@ -160,13 +169,21 @@ class _Row:
         self.starts = [0]
         self.prefixes: list[int] = []
         self.contexts: list[int] = []
+        self.states: list[Tensor] = []
 
     @property
     def length(self) -> int:
         return self.starts[-1]
 
     def add(
-        self, ids: Tensor, labels: Tensor | None = None, *, position: int = 0, prefix: int = -1, context: int = -1
+        self,
+        ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        position: int = 0,
+        prefix: int = -1,
+        context: int = -1,
+        states: Tensor | None = None,
     ) -> int:
         """Appends a segment and returns its number; without labels nothing in it is trained."""
         self.ids.append(ids)
@@ -175,10 +192,12 @@ class _Row:
         self.starts.append(self.length + len(ids))
         self.prefixes.append(prefix)
         self.contexts.append(context)
+        self.states += [] if states is None else [states]
         return len(self.prefixes) - 1
 
     def batch(self) -> dict[str, Tensor]:
-        return {
+        states = {"states": torch.cat(self.states)[None]} if self.states else {}
+        return states | {
             "input_ids": torch.cat(self.ids)[None],
             "labels": torch.cat(self.labels)[None],
             "position_ids": torch.cat(self.positions)[None],
@@ -197,11 +216,10 @@ def flat_model_inputs(batch: dict[str, Tensor], prompt_context: Tensor | None = 
         batch: of the collator.
         prompt_context: [N, C] of its N examples, where they have images.
     """
-    context = {}
+    given = {"inputs_embeds": batch["states"]} if "states" in batch else {"input_ids": batch["input_ids"]}
     if prompt_context is not None:
-        context = {"prompt_context": prompt_context, "context_of": batch["context_of"].cpu()}
-    return context | {
-        "input_ids": batch["input_ids"],
+        given |= {"prompt_context": prompt_context, "context_of": batch["context_of"].cpu()}
+    return given | {
         "position_ids": batch["position_ids"],
         "attention_mask": NO_MASK.to(batch["input_ids"].device),
         # Read on the host by every layer: on the CPU, so that a GPU is waited for once and not in each of them.

@@ -5,6 +5,7 @@ encoder's is new, trained beside the prompts and stored with them.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
 
 from llama_adapter.examples import IGNORED
 from llama_adapter.flat_batches import flat_model_inputs
+from llama_adapter.frozen_states import frozen_layers_skipped
 from llama_adapter.head_loss import head_loss
 from llama_adapter.sharding import gathered
 from llama_adapter.tokenizer import load_fast_tokenizer, load_tokenizer
@@ -31,8 +33,8 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     Args:
         model: a causal LM from `attach`.
         batch: of a `PaddedCollator`, `input_ids` and `labels`, [B, T] each; or of a `FlatCollator`; with images, for a
-            model that takes them. The output at t predicts the label at t + 1, in a flat row too: the first token of a
-            document is never trained.
+            model that takes them; or with `states`, for which the frozen lower layers are left out. The output at t
+            predicts the label at t + 1, in a flat row too: the first token of a document is never trained.
 
     Returns:
         Two scalars; the loss in float32. The head runs at the trained positions only.
@@ -41,14 +43,18 @@ def response_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     trained = targets != IGNORED
     head = model.get_output_embeddings()
     context = prompt_context(model, batch)
+    layers = frozen_layers_skipped(model) if "states" in batch else nullcontext()
     if "cu_seqlens" in batch:
-        hidden = model.base_model(**flat_model_inputs(batch, context)).last_hidden_state[trained]  # [trained, C]
+        with layers:
+            hidden = model.base_model(**flat_model_inputs(batch, context)).last_hidden_state[trained]  # [trained, C]
         with gathered(head):
             return head_loss(hidden, head, targets[trained]), trained.sum()
     # The plain path, which the flat one is compared with. No attention_mask: padding is on the right, where causal
     # attention never looks, and the kernel stays `is_causal`.
+    given = {"inputs_embeds": batch["states"]} if "states" in batch else {"input_ids": batch["input_ids"]}
     images = {} if context is None else {"prompt_context": context}
-    output = model.base_model(input_ids=batch["input_ids"], use_cache=False, **images)
+    with layers:
+        output = model.base_model(**given, use_cache=False, **images)
     hidden = output.last_hidden_state[trained]  # [trained, C]
     return F.cross_entropy(head(hidden).float(), targets[trained], reduction="sum"), trained.sum()
 
