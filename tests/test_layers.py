@@ -22,7 +22,17 @@ FILES = sorted(
 )
 TASKS = sorted(path.name for path in (ROOT / "tasks").iterdir() if (path / "__init__.py").is_file())
 
-MODELS = {"torch", "transformers", "huggingface_hub", "safetensors", "sentencepiece", "torchao", "bitsandbytes", "PIL", "numpy"}
+MODELS = {
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "sentencepiece",
+    "torchao",
+    "bitsandbytes",
+    "PIL",
+    "numpy",
+}
 TRAINING = MODELS | {"lightning", "torchmetrics", "matplotlib"}
 TASK = TRAINING | {"pycocoevalcap", "tokenizers"}  # and the metric libraries of the tasks
 ENTRY = TRAINING | {"hydra", "omegaconf", "rich"}

@@ -104,6 +104,11 @@ def on_each_device(rank: int, folder: Path) -> None:
     shard(model, mesh, reshard_after_forward=False, prefetch_layers=0)
     results["kept"] = measure(model)
 
+    model = adapted(folder / "llama", "meta")
+    model.extra = torch.nn.Linear(1, 1, device="meta")
+    with pytest.raises(RuntimeError, match="extra.weight is on the meta device, and no file in .*llama has its values"):
+        shard(model, mesh)
+
     model = adapted(folder / "tied", "meta")
     shard(model, mesh, prefetch_layers=2)
     results["tied"] = measure(model)

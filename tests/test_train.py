@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from llama_adapter.run_checkpoint import step_checkpoints
-from tests.tiny_run import TinyWorld, call, command, make_world
+from llama_adapter.checkpoint_files import step_checkpoints
+from tests.tiny_run import TinyWorld, call, command, make_records, make_world
 
 EQUAL_FILES = ("adapter.safetensors", "metrics.csv")
 
@@ -273,7 +273,10 @@ def test_a_plain_sweep_over_k_and_l_goes_on_where_it_stopped(world, tmp_path):
 def test_a_sweep_in_one_process_uses_one_device(world, tmp_path):
     arguments = world.overrides(None, trainer__devices=2)
     result = call("train.py", "-m", *arguments, "seed=0,1", f"hydra.sweep.dir='{tmp_path}'")
-    assert result.error.startswith("A sweep in one process cannot use 2 devices: every one of them would run its own")
+    assert result.error == (
+        "A sweep in one process cannot use 2 devices: every one of them would run its own sweep. Use "
+        "hydra/launcher=subprocess, which starts each job as a run of its own, or trainer.devices=1."
+    )
 
 
 def test_the_objective_must_have_been_measured(world, tmp_path):
@@ -293,17 +296,31 @@ def test_what_fails_before_the_first_checkpoint_can_be_tried_again(world, tmp_pa
     assert call("train.py", *world.overrides(tmp_path / "run", trainer__max_steps=1)).status == 0
 
 
-def test_two_devices_train_the_run_of_one(world, tmp_path):
-    folder = tmp_path / "run"
-    overrides = world.overrides(folder, trainer__devices=2, trainer__strategy="ddp", trainer__max_steps=3)
-    arguments, environment = command("train.py", *overrides)
+@pytest.mark.parametrize(
+    ("trainer", "steps", "batching"),
+    [
+        ("cpu_2", 3, "flat"),  # FSDP2
+        pytest.param("cpu_2", 28, "flat", marks=pytest.mark.slow),
+        pytest.param("cpu_2", 28, "padded", marks=pytest.mark.slow),
+        pytest.param("cpu_2_ddp", 28, "flat", marks=pytest.mark.slow),
+        pytest.param("cpu_2_ddp", 28, "padded", marks=pytest.mark.slow),
+    ],
+)
+def test_two_devices_train_the_run_of_one(world, tmp_path, trainer, steps, batching):
+    """Accumulated micro-batches, and parts of odd numbers, of which every example counts once: two epochs of 14 steps,
+    the last ones of 3 examples."""
+    folder, alone, test = tmp_path / "run", tmp_path / "alone", tmp_path / "test.json"
+    test.write_text(json.dumps(make_records(5, start=1000)))
+    changed = {"trainer__max_steps": steps, "data__batching": batching, "task__data__validation_size": 5}
+    changed["task__data__test_path"] = test
+    arguments, environment = command("train.py", *world.overrides(folder, **changed), f"trainer={trainer}")
     process = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
     assert process.returncode == 0, process.stderr
-    alone = tmp_path / "alone"
-    assert call("train.py", *world.overrides(alone, trainer__max_steps=3)).status == 0
+    assert call("train.py", *world.overrides(alone, **changed)).status == 0
     one, other = (untimed_metrics(path) for path in (alone, folder))
     # sums in another order, in float32
     assert other == pytest.approx(one, rel=1e-5)
+    assert_close_run(folder, alone)
     assert (folder / "generations.jsonl").read_text() == (alone / "generations.jsonl").read_text()
 
 

@@ -162,14 +162,15 @@ def attach(model: PreTrainedModel, config: AdapterConfig) -> PreTrainedModel:
             config,
             hidden_size=model.config.hidden_size,
             heads=query_heads(model.config),
-            device=_device_of_prompts(module),
+            device=device_of_trained(module),
         ).requires_grad_(config.trained == "adapter")
     return model
 
 
-def _device_of_prompts(module: nn.Module) -> torch.device:
+def device_of_trained(module: nn.Module) -> torch.device:
+    """Where what is trained beside a frozen module is made: with it, or on the CPU before it has its weights."""
     device = next(module.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device  # weights come later, prompts have theirs now
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:

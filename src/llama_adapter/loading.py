@@ -211,8 +211,8 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         for file in sorted({*files_by_tensor(folder).values()}):
             if file.suffix != ".safetensors":
                 raise ValueError(
-                    f"The weights in {folder} are in {file.name}, of which no device can read a part. Save the model as "
-                    "safetensors, or choose a trainer that holds the whole model (trainer=8xa100_ddp)."
+                    f"The weights in {folder} are in {file.name}, of which no device can read a part. Save the model "
+                    "as safetensors, or choose a trainer that holds the whole model (trainer=8xa100_ddp)."
                 )
             with safe_open(file, framework="pt") as tensors:
                 shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}

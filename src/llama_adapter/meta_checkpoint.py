@@ -195,9 +195,7 @@ class MetaCheckpoint:
             state |= part
         return state
 
-    def parts(
-        self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
-    ) -> Iterator[dict[str, Tensor]]:
+    def parts(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Tensor]]:
         """The same layer by layer.
 
         The files are opened anew for every layer: the pages that a layer's tensors were read from are given back with

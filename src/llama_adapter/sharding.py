@@ -38,7 +38,7 @@ def shard(
         mesh: one-dimensional.
         reshard_after_forward: whether a layer is dropped after its forward pass, and gathered once more for the
             backward; False keeps all of them until then: faster, and the whole model in memory.
-        prefetch_layers: how many layers are gathered ahead, while one computes.
+        prefetch_layers: how many layers are gathered ahead, while one computes; 0 leaves it to FSDP2.
 
     Raises:
         ValueError: weights that would be sharded are trained.
@@ -162,9 +162,8 @@ def _units(model: PreTrainedModel) -> list[nn.Module]:
 
 def _whole_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
     """What no device has a part of: prompts and gates, what is trained besides them, and tied embeddings."""
-    whole = {p for name, p in model.named_parameters() if ".adapter." in name}
-    whole |= {p for p in model.parameters() if p.requires_grad and p not in {*model.base_model.parameters()}}
-    head = model.get_output_embeddings()
+    base, head = {*model.base_model.parameters()}, model.get_output_embeddings()
+    whole = {p for name, p in model.named_parameters() if ".adapter." in name or (p.requires_grad and p not in base)}
     if head is not None and head.weight is model.get_input_embeddings().weight:
         whole.add(head.weight)
     return whole
@@ -194,6 +193,9 @@ def _read_shards(model: PreTrainedModel, folder: Path, device: torch.device) -> 
         if isinstance(parameter, DTensor) or parameter is embeddings.weight
     }
     dcp.load(frozen, storage_reader=HuggingFaceStorageReader(str(folder)))
+    if empty := [name for name, tensor in _tensors(model) if tensor.is_meta]:
+        # Lightning would give all of the model new memory, and whatever stands in it.
+        raise RuntimeError(f"{empty[0]} is on the meta device, and no file in {folder} has its values.")
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

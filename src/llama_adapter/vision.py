@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
-from llama_adapter.attach import adapters
+from llama_adapter.attach import adapters, device_of_trained
 from llama_adapter.examples import Example, image_columns
 
 
@@ -103,7 +103,7 @@ def attach_images(model: PreTrainedModel, image_prompt: ImagePrompt) -> PreTrain
     Returns:
         The same model, with the submodule `image_prompt`.
     """
-    model.image_prompt = image_prompt.to(next(model.parameters()).device)
+    model.image_prompt = image_prompt.to(device_of_trained(model))
     image_prompt.projection.requires_grad_(bool(adapters(model)))
     return model
 

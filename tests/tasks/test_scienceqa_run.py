@@ -107,9 +107,10 @@ def test_the_adapter_is_evaluated_again(world, finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_answer_as_one(world, finished, tmp_path):
-    """Nine problems on two processes: each is answered and counted once."""
-    overrides = [f"adapter_path={finished}", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}"]
+@pytest.mark.parametrize("trainer", ["cpu_2", "cpu_2_ddp"])
+def test_two_devices_answer_as_one(world, finished, tmp_path, trainer):
+    """Nine problems on two processes: each is answered and counted once, with the model in shards too."""
+    overrides = [f"adapter_path={finished}", f"trainer={trainer}", f"hydra.run.dir={tmp_path}"]
     arguments, environment = command("evaluate.py", *overrides)
     process = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
     assert process.returncode == 0, process.stderr

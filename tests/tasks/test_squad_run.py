@@ -2,11 +2,12 @@
 
 import json
 import math
+import subprocess
 
 import pytest
 
 from tests.conftest import ROOT, tiny_encoder
-from tests.tiny_run import call
+from tests.tiny_run import call, command
 from tests.tiny_squad import byte_tokenizer, make_articles, roberta_tokenizer, write_squad
 
 SLICE = "dev-v2.0-slice.json"
@@ -73,6 +74,19 @@ def test_the_adapter_answers_as_at_the_end_of_its_run(world, finished, tmp_path)
     assert result.status == 0, result.output
     assert (tmp_path / "predictions.json").read_text() == (finished / "predictions.json").read_text()
     assert metrics_of(tmp_path)["test/f1"] == metrics_of(finished)["test/f1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["cpu_2", "cpu_2_ddp"])
+def test_two_devices_train_the_run_of_one(world, finished, tmp_path, trainer):
+    """An encoder in shards: its head is whole, and its one embedding of a segment is on the first device alone."""
+    more = {"task.data.root": world[0], "task.data.cache": tmp_path / "cache", "task.data.validation_share": 0.2}
+    settings = [*overrides(world[1], tmp_path / "run", trainer=trainer), *(f"{key}={more[key]}" for key in more)]
+    arguments, environment = command("train.py", *settings)
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
+    two, one = ({k: v for k, v in metrics_of(f).items() if "throughput" not in k} for f in (tmp_path / "run", finished))
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_its_files_are_scored_again_without_a_model(world, finished, tmp_path, no_weights):

@@ -70,7 +70,9 @@ def test_shares_of_devices_make_the_whole(root, model, tmp_path, monkeypatch):
     data, whole = made(root), {}
 
     def shares(model, items, work):
-        assert in_shares(model, items, work) == in_shares(model, items, lambda share: [work([item])[0] for item in share])
+        assert in_shares(model, items, work) == in_shares(
+            model, items, lambda share: [work([item])[0] for item in share]
+        )
         results = [None] * len(items)
         for rank in range(4):
             results[rank::4] = work(items[rank::4])
