@@ -80,7 +80,7 @@ PRESETS = {
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `shape_of`: a preset, and one for each field of `Shape` that overrides it."""
-    parser.add_argument("--preset", default="small", help=f"{' or '.join(PRESETS)}; what follows overrides it")
+    parser.add_argument("--preset", default="small", help=f"{', '.join(PRESETS)}; what follows overrides it")
     for field in fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type)
     parser.add_argument("--threads", type=int, help="of the CPU; as many as torch chooses when not given")
@@ -97,7 +97,7 @@ def shape_of(options: argparse.Namespace) -> Shape:
             raise ValueError(f"--threads must be at least 1, got {options.threads}.")
         torch.set_num_threads(options.threads)
     if options.preset not in PRESETS:
-        raise ValueError(f"--preset is {options.preset!r}. Choose {' or '.join(PRESETS)}.")
+        raise ValueError(f"--preset is {options.preset!r}. Choose {', '.join(PRESETS)}.")
     given = {field.name: getattr(options, field.name) for field in fields(Shape)}
     return replace(PRESETS[options.preset], **{key: value for key, value in given.items() if value is not None})
 

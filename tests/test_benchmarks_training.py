@@ -175,7 +175,7 @@ def test_models_share_weights_and_nothing_else():
 
 
 WRONG = {
-    "--preset tiny": "--preset is 'tiny'. Choose small or llama-7b.",
+    "--preset tiny": "--preset is 'tiny'. Choose small, llama-7b, llama-13b.",
     "--layers 4 --prompt-layers 5": "--prompt-layers is 5, but the model has 4 layers. Choose 1 to 4.",
     "--dim 50 --heads 4": "--dim is 50 and --heads is 4, but a head needs an even number of channels.",
     "--heads 0": "--heads must be at least 1, got 0.",
