@@ -1,6 +1,7 @@
 """Two processes of one Trainer, with the whole model in each or in shards, take the steps of one process."""
 
 import os
+import shutil
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -50,21 +51,27 @@ def on_each_device(rank: int, ports: list[int], folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     results = {}
-    for (name, strategy), port in zip(STRATEGIES.items(), ports, strict=True):
+    for (name, strategy), port in zip(STRATEGIES.items(), ports, strict=False):
         os.environ["MASTER_PORT"] = str(port)
         run, norms = train(folder / name, devices=2, strategy=strategy())
         torch.distributed.destroy_process_group()
         results[name] = (run.adapter, norms, run.column("train/loss") if rank == 0 else None)
+        if rank == 0 and name == "sharded":
+            shutil.copytree(folder / name, folder / "sharded, longer")
+    os.environ["MASTER_PORT"] = str(ports[-1])
+    run, _ = train(folder / "sharded, longer", devices=2, strategy=STRATEGIES["sharded"](), resume=True, max_epochs=4)
+    torch.distributed.destroy_process_group()
+    results["sharded, longer"] = run.adapter
     torch.save(results, folder / f"device_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = [opened.getsockname()[1] for opened in (one, other)]
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        for opened in (one, two, three):
+            opened.bind(("127.0.0.1", 0))
+        ports = [opened.getsockname()[1] for opened in (one, two, three)]
     mp.spawn(on_each_device, (ports, folder), nprocs=2)
     run, norms = train(folder / "alone")
     devices = [torch.load(folder / f"device_{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -113,6 +120,15 @@ def test_one_process_goes_on_with_it(runs, strategy, tmp_path):
     run, _ = train(tmp_path, resume=True)
     assert run.column("train/loss") == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(run.adapter, adapter, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_go_on_with_it(runs, tmp_path):
+    """One epoch more than it was to have."""
+    folder, devices, _ = runs
+    shutil.copytree(folder / "alone", tmp_path / "alone")
+    run, _ = train(tmp_path / "alone", resume=True, max_epochs=4)
+    for device in devices:
+        torch.testing.assert_close(device["sharded, longer"], run.adapter, rtol=1e-4, atol=1e-4)
 
 
 def test_a_negative_prefetch():

@@ -35,6 +35,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.across_nodes = across_nodes
 
     # The trained parameters are whole on every device: their checkpoints are those of any other strategy.
+    restore_checkpoint_after_setup = False  # later, Lightning forgets that the file is ours and holds more than tensors
     lightning_restore_optimizer = True
     save_checkpoint = Strategy.save_checkpoint
     load_checkpoint = Strategy.load_checkpoint
