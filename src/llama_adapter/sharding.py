@@ -97,7 +97,7 @@ class _Turns:
         self.base = model.base_model
         self.units = _units(model)
         self.head = model.get_output_embeddings()
-        self.device = self.units[0].weight.device if hasattr(self.units[0], "weight") else model.device
+        self.device = model.device
 
     def take(self, module: nn.Module | None) -> None:
         """Returns when it is the turn of a unit, or of the whole forward pass; for None when all have said None."""
